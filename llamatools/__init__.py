@@ -1,0 +1,1 @@
+"""llamatools: LLaMA model files, converted, explained, run and proven."""

@@ -1,0 +1,64 @@
+"""What a dtype is: a named, numbered block layout and the two functions between blocks and float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Blocks = NDArray[Any]  # (n_rows, blocks per row) of a DType's block
+Floats = NDArray[np.float32]  # (n_rows, weights per row)
+
+Decode = Callable[[Blocks], Floats]
+Encode = Callable[[Floats, Floats | None], Blocks]
+
+
+@dataclass(frozen=True, eq=False)
+class DType:
+    """A row of the dtype table.
+
+    name: as ggml spells it ("F32", "Q4_K"); dtypes that GGUF lacks carry safetensors' name ("U8", "BOOL").
+    id: ggml's type number, None where GGUF has none.
+    block: numpy layout of one block, little-endian; a plain scalar where block_size is 1.
+    block_size: weights per block; a row's length must be a multiple of it.
+    decode: blocks (n_rows, blocks per row) -> float32 (n_rows, weights per row); None where not supported.
+    encode: float32 (n_rows, weights per row), and the importance of each column (weights per row,) or None,
+        -> blocks (n_rows, blocks per row); None where not supported.
+    """
+
+    name: str
+    id: int | None
+    block: np.dtype[Any]
+    block_size: int = 1
+    decode: Decode | None = None
+    encode: Encode | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<DType {self.name}>"
+
+    @property
+    def block_nbytes(self) -> int:
+        """Bytes of one block."""
+        return self.block.itemsize
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, its share of the block's scales included."""
+        return 8 * self.block_nbytes / self.block_size
+
+    @property
+    def is_quantized(self) -> bool:
+        """True where several weights share a block."""
+        return self.block_size > 1
+
+    def row_nbytes(self, n_weights: int) -> int:
+        """Bytes of a row of `n_weights`, which must be a multiple of block_size (else ValueError)."""
+        if n_weights % self.block_size:
+            raise ValueError(f"{n_weights} weights do not divide into {self.name} blocks of {self.block_size}")
+        return n_weights // self.block_size * self.block_nbytes

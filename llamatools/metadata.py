@@ -1,0 +1,106 @@
+"""Typed metadata values, as GGUF has them: each key's value carries the type it is stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Kind(IntEnum):
+    """GGUF's value types, by their number in the file."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metadata value.
+
+    kind: how it is stored.
+    data: bool, int, float or str; for ARRAY a numpy array (numbers, bools) or a sequence of str.
+    item: for ARRAY, the kind of its items.
+    """
+
+    kind: Kind
+    data: Any
+    item: Kind | None = None
+
+
+Metadata = Mapping[str, Value]
+
+
+def u32(value: int) -> Value:
+    return Value(Kind.UINT32, value)
+
+
+def f32(value: float) -> Value:
+    return Value(Kind.FLOAT32, float(np.float32(value)))
+
+
+def boolean(value: bool) -> Value:
+    return Value(Kind.BOOL, value)
+
+
+def string(value: str) -> Value:
+    return Value(Kind.STRING, value)
+
+
+def strings(values: Sequence[str]) -> Value:
+    return Value(Kind.ARRAY, values, Kind.STRING)
+
+
+def array(kind: Kind, values: NDArray[Any]) -> Value:
+    return Value(Kind.ARRAY, values, kind)
+
+
+class Strings(Sequence[str]):
+    """An array of strings that stay bytes in their buffer until asked for, since a vocabulary has 100,000 of them.
+
+    buffer: the bytes; starts, ends: (n,) where each string lies in it. Bytes that are not UTF-8 become surrogates.
+    """
+
+    def __init__(self, buffer: bytes | memoryview, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        self.buffer = buffer
+        self.starts = starts
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return Strings(self.buffer, self.starts[index], self.ends[index])
+        return bytes(self.buffer[self.starts[index] : self.ends[index]]).decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
+            yield bytes(self.buffer[start:end]).decode("utf-8", "surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # type: ignore[assignment]

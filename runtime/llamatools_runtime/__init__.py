@@ -1,0 +1,1 @@
+"""A small LLaMA runtime that maps a GGUF file and computes from the mapping."""
