@@ -5,11 +5,11 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from ..errors import UsageError
-from . import plain, quantized
+from . import k_quants, legacy, listed, nonlinear, plain
 from .base import Blocks, Decode, DType, Encode, Floats
 from .plain import BF16, F16, F32
 
-TABLE: tuple[DType, ...] = plain.TABLE + quantized.TABLE
+TABLE: tuple[DType, ...] = plain.TABLE + legacy.TABLE + k_quants.TABLE + nonlinear.TABLE + listed.TABLE
 BY_NAME: dict[str, DType] = {dtype.name: dtype for dtype in TABLE}
 BY_ID: dict[int, DType] = {dtype.id: dtype for dtype in TABLE if dtype.id is not None}
 
