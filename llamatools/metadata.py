@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -9,6 +10,8 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import UsageError
 
 
 class Kind(IntEnum):
@@ -71,6 +74,40 @@ def strings(values: Sequence[str]) -> Value:
 
 def array(kind: Kind, values: NDArray[Any]) -> Value:
     return Value(Kind.ARRAY, values, kind)
+
+
+# Keys that describe the file itself: setting them by hand would make it lie.
+STRUCTURAL = re.compile(r"general\.(architecture|alignment|file_type|quantization_version)|llamatools\..*|split\..*")
+INTEGERS = {kind: np.iinfo(kind.name.lower()) for kind in Kind if kind.name.removeprefix("U").startswith("INT")}
+
+
+def parse_setting(key: str, text: str, present: Value | None) -> Value:
+    """The value that a user's KEY=TEXT means.
+
+    A key that is `present` keeps its kind. A new one is a string, unless the text begins with its kind, as in
+    `uint32:7` or `bool:true`. Raises UsageError.
+    """
+    where = f"--set {key}"
+    if STRUCTURAL.fullmatch(key) or (present and present.kind is Kind.ARRAY):
+        raise UsageError("this key follows from the model and cannot be set", where=where)
+    kind = present.kind if present else Kind.STRING
+    prefix, colon, rest = text.partition(":")
+    if not present and colon and prefix.upper() in Kind.__members__:
+        kind, text = Kind[prefix.upper()], rest
+    if kind is Kind.STRING:
+        return string(text)
+    try:
+        if kind in INTEGERS:
+            number = int(text)
+            if INTEGERS[kind].min <= number <= INTEGERS[kind].max:
+                return Value(kind, number)
+        elif kind is Kind.BOOL:
+            return boolean({"true": True, "false": False}[text.lower()])
+        elif kind in (Kind.FLOAT32, Kind.FLOAT64):
+            return f32(float(text)) if kind is Kind.FLOAT32 else Value(kind, float(text))
+    except (ValueError, KeyError):
+        pass
+    raise UsageError(f"{text!r} is no {kind}", where=where)
 
 
 class Strings(Sequence[str]):

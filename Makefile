@@ -1,0 +1,54 @@
+# Two commands do everything on a machine that has Python 3.11 or later, and make:
+#   make demo   set up, then convert, inspect, run and prove the bundled tiny LLaMA
+#   make test   set up, then run all tests and checks
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+MODEL := build/tiny-llama.gguf
+
+.PHONY: demo test bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	@mkdir -p build
+	@echo "== 1. Convert a Meta checkpoint (two shards, bfloat16) to an aligned GGUF file"
+	$(BIN)/llamatools convert fixtures/tiny-llama $(MODEL) --context 1024 --name "Tiny LLaMA" --force
+	@echo "== 2. Look at it"
+	$(BIN)/llamatools inspect $(MODEL)
+	@echo "== 3. Run it: it recites the poem it was trained on"
+	$(BIN)/llamatools run $(MODEL) --max-tokens 1000
+	@echo "== 4. Prove that it computes what the original checkpoint computes"
+	$(BIN)/llamatools run $(MODEL) --against fixtures/tiny-llama
+
+test: $(VENV)/installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed-for-tests
+	@ls tests/bench/*.py
+	@echo "Run one of these by hand with $(BIN)/python; each says at its top what it measures."
+
+clean:
+	rm -rf build $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.11"; exit 1; }
+	@echo "== Setting up $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	@echo "== Installing llamatools, and torch to prove the result with"
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-for-tests: pyproject.toml $(VENV)/installed
+	@echo "== Installing what the tests compare with"
+	$(BIN)/pip install --quiet --group dev
+	@touch $@

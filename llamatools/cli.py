@@ -1,0 +1,274 @@
+"""The command line: parse, call the library once, print. Data go to stdout, progress and prose to stderr.
+
+The only module that imports typer, and the only place where errors become exit codes (docs/reference/exit-codes.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import EXIT_NO_SPACE, EXIT_SIGINT, EXIT_USAGE, Interrupted, LlamatoolsError, UsageError
+
+if TYPE_CHECKING:
+    from .conversion import Conversion
+    from .formats.meta import MetaOptions
+    from .views import Table
+
+app = typer.Typer(
+    name="llamatools",
+    help="LLaMA model files: converted, explained, run and proven.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Source = Annotated[Path, typer.Argument(help="Folder with params.json, consolidated.NN.pth and tokenizer.model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads; as many as processors by default. Never changes the result.")
+]
+
+
+@app.command()
+def convert(
+    source: Source,
+    dest: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
+    dtype: Annotated[str, typer.Option(help="auto (keep each matrix's own), f32, f16 or bf16.")] = "auto",
+    align: Annotated[int, typer.Option(help="Alignment of every tensor: a power of two from 32 to 2097152.")] = 32,
+    threads: Threads = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the file that would be written; write nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace DEST if it exists.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify-source", help="First check the source's checksums: checklist.chk and CRC-32.")
+    ] = False,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model, if it lies elsewhere.")] = None,
+    pad_vocab: Annotated[
+        bool, typer.Option("--pad-vocab", help="Fill the vocabulary up to the embedding's rows.")
+    ] = False,
+    context: Annotated[int | None, typer.Option(help="Context in tokens.", min=1)] = None,
+    rope_theta: Annotated[float | None, typer.Option(help="Base of the rotary embedding.")] = None,
+    rope_factor: Annotated[float | None, typer.Option(help="Factor of scaled RoPE; 1 is none.")] = None,
+    norm_eps: Annotated[float | None, typer.Option(help="Epsilon of the norms.")] = None,
+    instruct: Annotated[
+        bool, typer.Option("--instruct", help="The model takes turns: the id that ends a turn ends the text.")
+    ] = False,
+    chat_template: Annotated[Path | None, typer.Option(help="File to store as chat template; never executed.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a metadata key. Repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert a Meta checkpoint to an aligned GGUF file that any runtime can map."""
+    from .conversion import convert as convert_checkpoint
+
+    options = _meta_options(tokenizer, pad_vocab, instruct, chat_template, (context, rope_theta, rope_factor, norm_eps))
+    with _Bar() as bar:
+        done = convert_checkpoint(
+            source,
+            dest,
+            dtype=dtype.lower(),
+            alignment=align,
+            threads=threads,
+            dry_run=dry_run,
+            force=force,
+            options=options,
+            name=name,
+            settings=_pairs(settings or []),
+            verify=verify,
+            on_progress=bar,
+        )
+    _print_conversion(done, dest, as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="GGUF, safetensors, .pth or a Meta checkpoint's folder.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and where it lies.")] = False,
+    metadata: Annotated[bool, typer.Option("--metadata", help="List every metadata key.")] = False,
+    match: Annotated[str | None, typer.Option(help="Only names in which this regular expression is found.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a model file, and where. Nothing in it is executed."""
+    from . import views
+    from .recognise import inspect as inspect_path
+
+    layout = inspect_path(path)
+    if as_json:
+        _print_json(views.as_json(layout, match))
+        return
+    if match and not metadata:
+        tensors = True
+    if not (tensors or metadata):
+        for label, text in views.summary(layout):
+            print(f"{label:<10}{text}")
+        for line in views.note_lines(layout.notes):
+            print(f"{'derived':<10}{line}")
+        for dropped, reason in layout.dropped.items():
+            print(f"{'left out':<10}{views.printable(dropped)}: {reason}")
+    if metadata:
+        _print_table(views.metadata_table(layout, match))
+    if tensors:
+        _print_table(views.tensor_table(layout, match))
+
+
+def _meta_options(
+    tokenizer: Path | None,
+    pad_vocab: bool = False,
+    instruct: bool = False,
+    chat_template: Path | None = None,
+    overrides: tuple[int | None, float | None, float | None, float | None] = (None, None, None, None),
+) -> MetaOptions:
+    from .errors import in_file
+    from .formats.meta import MetaOptions, Overrides
+
+    template = None
+    if chat_template:
+        with in_file(chat_template):
+            template = chat_template.read_text("utf-8", "surrogateescape")
+    for option, value in zip(("--rope-theta", "--rope-factor", "--norm-eps"), overrides[1:], strict=True):
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"{value:g} is out of range", where=option)
+    return MetaOptions(tokenizer, Overrides(*overrides), instruct, pad_vocab, template)
+
+
+def _pairs(settings: list[str]) -> dict[str, str]:
+    pairs = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not (key and equals):
+            raise UsageError("KEY=VALUE is required", where=f"--set {setting}")
+        pairs[key] = value
+    return pairs
+
+
+def _print_conversion(done: Conversion, dest: Path, as_json: bool) -> None:
+    from . import views
+
+    layout = done.layout
+    for line in done.verified:
+        print(f"verified  {line}", file=sys.stderr)
+    for line in views.note_lines(layout.notes):
+        print(f"derived   {line}", file=sys.stderr)
+    for tensor, reason in layout.dropped.items():
+        print(f"left out  {views.printable(tensor)}: {reason}", file=sys.stderr)
+    for tensor, loss in done.losses.items():
+        print(f"lost      {tensor}: {loss.overflows} weights overflowed, {loss.flushes} became 0", file=sys.stderr)
+    if as_json:
+        facts: dict[str, Any] = views.as_json(layout)
+        facts |= {"written": done.written, "threads": done.threads, "buffer_nbytes": done.memory}
+        facts["losses"] = {name: vars(loss) for name, loss in done.losses.items()}
+        _print_json(facts)
+    elif done.written:
+        rate = layout.size / max(done.seconds, 1e-9) / 1e6
+        size = f"{views.human_bytes(layout.size)}, {len(layout.tensors)} tensors"
+        print(f"{dest}: {layout.format}, {size}, in {done.seconds:.1f} s ({rate:,.0f} MB/s)", file=sys.stderr)
+    else:
+        _print_table(views.tensor_table(layout))
+        data = layout.data_offset or 0
+        print(f"header    bytes 0 to {data}")
+        print(f"data      bytes {data} to {layout.size}, tensors aligned to {layout.alignment}")
+        print(f"disk      {layout.size:,} bytes for {dest}")
+        print(f"memory    {views.human_bytes(done.memory)} of buffers at most, for {done.threads} threads")
+
+
+def _print_table(table: Table) -> None:
+    """A rich table on a terminal that is wide enough for it, aligned plain text in a pipe."""
+    if not sys.stdout.isatty():
+        for line in table.lines():
+            print(line)
+        return
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    rich_table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for n, heading in enumerate(table.headings):
+        right = n in table.right
+        rich_table.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    for row in table.rows:
+        rich_table.add_row(*map(Text, row))
+    Console(highlight=False).print(rich_table)
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    print(json.dumps(facts, indent=2))
+
+
+class _Bar:
+    """A progress bar on stderr, if that is a terminal; made when there is something to show."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            if not sys.stderr.isatty():
+                return
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, leave=False, dynamic_ncols=True)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+# Raised by the parser for bad arguments. Typer exports its subclass only, since it carries click inside.
+_ParserError: Any = typer.BadParameter.__base__
+
+
+def _run() -> int:
+    try:
+        return app(standalone_mode=False) or 0
+    except _ParserError as error:
+        message = error.format_message()
+        if isinstance(error, typer.BadParameter) or error.ctx is None or error.ctx.parent is not None:
+            message = f"{message.rstrip('.')}. See llamatools --help"
+        print(message, file=sys.stderr)
+        return EXIT_USAGE
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+
+
+def _terminate(*_: object) -> None:
+    raise Interrupted
+
+
+def main() -> None:
+    """Runs the command line and exits with its code; whatever goes wrong is one line on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except LlamatoolsError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was left behind", file=sys.stderr)
+        code = EXIT_SIGINT
+    except Interrupted as error:
+        print("terminated; nothing was left behind", file=sys.stderr)
+        code = error.exit_code
+    except MemoryError:
+        print("not enough memory", file=sys.stderr)
+        code = EXIT_NO_SPACE
+    except OSError as error:  # stdout is closed or full; files are worded where they are opened
+        print(f"stdout: {error.strerror}", file=sys.stderr)
+        code = EXIT_NO_SPACE
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (so that the interpreter does not try again)
+    sys.exit(code)
