@@ -9,13 +9,23 @@ from __future__ import annotations
 import numpy as np
 
 from .base import DType
+from .kernels import decoder, encoder
 
 F16, U8 = "<f2", "u1"
 
-Q4_0 = DType("Q4_0", 2, np.dtype([("d", F16), ("qs", U8, 16)]), 32)  # d * (q - 8)
-Q4_1 = DType("Q4_1", 3, np.dtype([("d", F16), ("m", F16), ("qs", U8, 16)]), 32)  # d * q + m
-Q5_0 = DType("Q5_0", 6, np.dtype([("d", F16), ("qh", U8, 4), ("qs", U8, 16)]), 32)  # d * (q - 16)
-Q5_1 = DType("Q5_1", 7, np.dtype([("d", F16), ("m", F16), ("qh", U8, 4), ("qs", U8, 16)]), 32)  # d * q + m
-Q8_0 = DType("Q8_0", 8, np.dtype([("d", F16), ("qs", "i1", 32)]), 32)  # d * q
+
+def _dtype(name: str, id_: int, *fields: tuple[str, str] | tuple[str, str, int], weighted: bool = True) -> DType:
+    block, kind = np.dtype(list(fields)), name.lower()
+    weighted_kernel = f"legacy_weighted.encode_{kind}_weighted" if weighted else None
+    decode = decoder(f"legacy_decode.decode_{kind}", 32)
+    encode = encoder(f"legacy_encode.encode_{kind}", weighted_kernel, block, 32)
+    return DType(name, id_, block, 32, decode, encode)
+
+
+Q4_0 = _dtype("Q4_0", 2, ("d", F16), ("qs", U8, 16))  # d * (q - 8)
+Q4_1 = _dtype("Q4_1", 3, ("d", F16), ("m", F16), ("qs", U8, 16))  # d * q + m
+Q5_0 = _dtype("Q5_0", 6, ("d", F16), ("qh", U8, 4), ("qs", U8, 16))  # d * (q - 16)
+Q5_1 = _dtype("Q5_1", 7, ("d", F16), ("m", F16), ("qh", U8, 4), ("qs", U8, 16))  # d * q + m
+Q8_0 = _dtype("Q8_0", 8, ("d", F16), ("qs", "i1", 32), weighted=False)  # d * q
 
 TABLE = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)

@@ -1,0 +1,73 @@
+"""Compiled functions between blocks and float32, one module per family and direction.
+
+Every kernel does all the blocks it is given, from one-dimensional arrays: blocks as bytes, weights as float32. It holds
+no lock of Python's, so threads work on different rows at the same time. What it reads may be read-only memory.
+
+This module itself is light: Numba is imported, and a kernel compiled, when a quantized tensor is first en- or decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import Blocks, Decode, Encode, Floats
+
+Kernel = Callable[..., None]
+Bytes = NDArray[np.uint8]  # blocks as a kernel sees them: (n_blocks * block_nbytes,)
+
+
+@cache
+def _kernel(name: str) -> Kernel:
+    """The kernel of that name, "module.function"."""
+    module, function = name.split(".")
+    kernel: Kernel = getattr(import_module(f".{module}", __name__), function)
+    return kernel
+
+
+def decoder(kernel: str, block_size: int) -> Decode:
+    """The decode function of a dtype. kernel: "module.function" in this package, called with (blocks, values)."""
+
+    def decode(blocks: Blocks) -> Floats:
+        n_rows, n_blocks = blocks.shape
+        values = np.empty((n_rows, n_blocks * block_size), np.float32)
+        _kernel(kernel)(_bytes(_input(blocks)), values.reshape(-1))
+        return values
+
+    return decode
+
+
+def encoder(kernel: str, weighted_kernel: str | None, block: np.dtype[Any], block_size: int) -> Encode:
+    """The encode function of a dtype of that block layout.
+
+    kernel is called with (values, blocks); weighted_kernel, where the importance of columns is known, with
+    (values, importance, blocks). None where the encoding does not depend on importance.
+    """
+
+    def encode(values: Floats, importance: Floats | None = None) -> Blocks:
+        n_rows, n_weights = values.shape
+        blocks: Blocks = np.empty((n_rows, n_weights // block_size), block)
+        weights = _input(np.asarray(values, np.float32)).reshape(-1)
+        if importance is None or weighted_kernel is None:
+            _kernel(kernel)(weights, _bytes(blocks))
+        else:
+            _kernel(weighted_kernel)(weights, _input(np.asarray(importance, np.float32)), _bytes(blocks))
+        return blocks
+
+    return encode
+
+
+def _input(array: NDArray[Any]) -> NDArray[Any]:
+    """`array`, contiguous, and read-only in name: Numba would else compile a kernel twice, as mapped files are."""
+    view = np.require(array, requirements=["C", "A"]).view()
+    view.flags.writeable = False
+    return view
+
+
+def _bytes(blocks: Blocks) -> Bytes:
+    return blocks.reshape(-1).view(np.uint8)

@@ -1,0 +1,163 @@
+"""Float32 to blocks of 32 weights, each weight as important as the next: the bytes of ggml's quantize_row_*_ref.
+
+A scale is rounded to float16 for the file, but codes are made with the scale as it was before. ggml converts what is
+not a number to codes that its C leaves undefined (where 1 / d is infinite, because all weights are below 1e-37 or so);
+here such a block gets the codes of zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import legacy
+from ..base import Floats
+from ..simd import (
+    F32x16,
+    I8x16,
+    I32x16,
+    U8x16,
+    bits_of,
+    clamp,
+    convert,
+    inlined,
+    kernel,
+    load,
+    maximum,
+    minimum,
+    reduce_max,
+    reduce_min,
+    round_half_away,
+    store,
+    store_half,
+)
+from . import Bytes
+from .layouts import offsets
+
+Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = (offsets(dtype) for dtype in legacy.TABLE)
+f32 = np.float32
+
+
+@kernel
+def encode_q4_0(values: Floats, blocks: Bytes) -> None:
+    """d = m / -8, where m is the weight of largest magnitude; q = floor(x / d + 8.5), at most 15."""
+    for b in range(blocks.size // Q4_0.nbytes):
+        block = b * Q4_0.nbytes
+        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
+        d = _largest(values, 32 * b, first, second) / f32(-8)
+        inverse = _reciprocal(d)
+        store_half(blocks, block + Q4_0.d, d)
+        low = convert(I32x16, clamp(first * inverse + 8.5, 0, 15))
+        high = convert(I32x16, clamp(second * inverse + 8.5, 0, 15))
+        store_nibbles(blocks, block + Q4_0.qs, low, high)
+
+
+@kernel
+def encode_q4_1(values: Floats, blocks: Bytes) -> None:
+    """m is the least weight; d = (greatest - m) / 15; q = floor((x - m) / d + 0.5), at most 15."""
+    for b in range(blocks.size // Q4_1.nbytes):
+        block = b * Q4_1.nbytes
+        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
+        m, greatest = _extremes(values, 32 * b, first, second)
+        d = (greatest - m) / f32(15)
+        inverse = _reciprocal(d)
+        store_half(blocks, block + Q4_1.d, d)
+        store_half(blocks, block + Q4_1.m, m)
+        low = convert(I32x16, clamp((first - m) * inverse + 0.5, 0, 15))
+        high = convert(I32x16, clamp((second - m) * inverse + 0.5, 0, 15))
+        store_nibbles(blocks, block + Q4_1.qs, low, high)
+
+
+@kernel
+def encode_q5_0(values: Floats, blocks: Bytes) -> None:
+    """d = m / -16, where m is the weight of largest magnitude; q = floor(x / d + 16.5), at most 31."""
+    for b in range(blocks.size // Q5_0.nbytes):
+        block = b * Q5_0.nbytes
+        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
+        d = _largest(values, 32 * b, first, second) / f32(-16)
+        inverse = _reciprocal(d)
+        store_half(blocks, block + Q5_0.d, d)
+        low = convert(I32x16, clamp(first * inverse + 16.5, 0, 31))
+        high = convert(I32x16, clamp(second * inverse + 16.5, 0, 31))
+        store_five_bits(blocks, block + Q5_0.qs, block + Q5_0.qh, low, high)
+
+
+@kernel
+def encode_q5_1(values: Floats, blocks: Bytes) -> None:
+    """m is the least weight; d = (greatest - m) / 31; q = floor((x - m) / d + 0.5), at most 31."""
+    for b in range(blocks.size // Q5_1.nbytes):
+        block = b * Q5_1.nbytes
+        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
+        m, greatest = _extremes(values, 32 * b, first, second)
+        d = (greatest - m) / f32(31)
+        inverse = _reciprocal(d)
+        store_half(blocks, block + Q5_1.d, d)
+        store_half(blocks, block + Q5_1.m, m)
+        low = convert(I32x16, clamp((first - m) * inverse + 0.5, 0, 31))
+        high = convert(I32x16, clamp((second - m) * inverse + 0.5, 0, 31))
+        store_five_bits(blocks, block + Q5_1.qs, block + Q5_1.qh, low, high)
+
+
+@kernel
+def encode_q8_0(values: Floats, blocks: Bytes) -> None:
+    """d = largest magnitude / 127; q = x / d, rounded half away from zero."""
+    for b in range(blocks.size // Q8_0.nbytes):
+        block = b * Q8_0.nbytes
+        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
+        d = reduce_max(maximum(abs(first), abs(second))) / f32(127)
+        inverse = _reciprocal(d)
+        store_half(blocks, block + Q8_0.d, d)
+        low = convert(I32x16, clamp(round_half_away(first * inverse), -127, 127))
+        high = convert(I32x16, clamp(round_half_away(second * inverse), -127, 127))
+        store(blocks, block + Q8_0.qs, convert(I8x16, low))
+        store(blocks, block + Q8_0.qs + 16, convert(I8x16, high))
+
+
+@inlined
+def _largest(values: Floats, start: int, first: Any, second: Any) -> Any:
+    """The weight of largest magnitude, with its sign; the first of equals; 0 where all are zero."""
+    greatest = reduce_max(maximum(first, second))
+    least = reduce_min(minimum(first, second))
+    if greatest == -least and greatest != 0:
+        for k in range(start, start + 32):
+            if abs(values[k]) == greatest:
+                return values[k]
+    return greatest if greatest > -least else least if greatest < -least else f32(0)
+
+
+@inlined
+def _extremes(values: Floats, start: int, first: Any, second: Any) -> tuple[Any, Any]:
+    """The least and the greatest weight; the first of equals, which matters for the sign of a zero only."""
+    least = reduce_min(minimum(first, second))
+    greatest = reduce_max(maximum(first, second))
+    if least == 0:
+        for k in range(start, start + 32):
+            if values[k] == 0:
+                least = values[k]
+                break
+        if greatest == 0:
+            greatest = least
+    return least, greatest
+
+
+@inlined
+def _reciprocal(d: Any) -> Any:
+    """1 / d, or 0 where that is not finite."""
+    inverse = f32(1) / d
+    return inverse if abs(inverse) < f32(np.inf) else f32(0)
+
+
+@inlined
+def store_nibbles(blocks: Bytes, qs: int, low: Any, high: Any) -> None:
+    """Sixteen codes into low halves of the bytes at qs, sixteen into their high halves. low, high: I32x16 below 16."""
+    store(blocks, qs, convert(U8x16, low | (high << 4)))
+
+
+@inlined
+def store_five_bits(blocks: Bytes, qs: int, qh: int, low: Any, high: Any) -> None:
+    """As store_nibbles, with fifth bits, little-endian, at qh. low, high: I32x16 below 32."""
+    store_nibbles(blocks, qs, low & 15, high & 15)
+    fifths = bits_of(low >= 16) | bits_of(high >= 16) << np.uint32(16)
+    for k in range(4):
+        blocks[qh + k] = (fifths >> np.uint32(8 * k)) & np.uint32(255)

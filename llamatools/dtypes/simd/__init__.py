@@ -1,0 +1,88 @@
+"""Explicit SIMD for Numba: LLVM vector values as ordinary variables of compiled functions, no C toolchain.
+
+A vector has a fixed number of lanes and LLVM splits it over whatever registers the processor has: sixteen floats are
+one AVX-512, two AVX2 or four NEON registers. So a kernel is written once, for sixteen lanes, and gives the same bits on
+every processor: arithmetic is IEEE 754's, one rounding per operation, in the order written. There are no fast-math
+flags and no fused multiply-add anywhere in this layer.
+
+Importing this package imports Numba, which takes a moment: only modules of kernels do. See docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+from .functions import (
+    bitcast,
+    bits_of,
+    clamp,
+    convert,
+    lookup,
+    mask_of,
+    maximum,
+    minimum,
+    reduce_max,
+    reduce_min,
+    rint,
+    round_half_away,
+    select,
+    splat,
+    sqrt,
+)
+from .half import float_to_half, half_to_float, load_half, store_half
+from .kernel import inlined, kernel
+from .memory import gather, load, load_transposed, scratch, store
+from .targets import apply_forced_target
+from .vectors import (
+    LANE,
+    F32x16,
+    I8x16,
+    I32x16,
+    I64x16,
+    Mask16,
+    U8x16,
+    U16x16,
+    U32x16,
+    Vector,
+    VectorConstant,
+)
+
+__all__ = [
+    "LANE",
+    "F32x16",
+    "I8x16",
+    "I32x16",
+    "I64x16",
+    "Mask16",
+    "U8x16",
+    "U16x16",
+    "U32x16",
+    "Vector",
+    "VectorConstant",
+    "bitcast",
+    "bits_of",
+    "clamp",
+    "convert",
+    "float_to_half",
+    "gather",
+    "half_to_float",
+    "inlined",
+    "kernel",
+    "load",
+    "load_half",
+    "load_transposed",
+    "lookup",
+    "mask_of",
+    "maximum",
+    "minimum",
+    "reduce_max",
+    "reduce_min",
+    "rint",
+    "round_half_away",
+    "scratch",
+    "select",
+    "splat",
+    "sqrt",
+    "store",
+    "store_half",
+]
+
+apply_forced_target()  # before the first kernel makes Numba choose

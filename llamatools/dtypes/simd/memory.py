@@ -1,0 +1,170 @@
+"""Vectors in arrays, and scratch space for vectors.
+
+Arrays are one-dimensional and contiguous; an index counts the array's own items. Nothing is checked against the array's
+bounds: kernels are given ranges of whole blocks. Alignment is never needed.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba.core import errors, types
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+from .vectors import INDEX, F32x16, I64x16, Vector
+
+
+def address(context: Any, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value, to: Any) -> Any:
+    """The LLVM pointer, to the LLVM type `to`, of an array's item."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), to.as_pointer())
+
+
+def load_unaligned(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
+    value = builder.load(pointer)
+    value.align = 1
+    return value
+
+
+def store_unaligned(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
+    builder.store(value, pointer).align = 1
+
+
+@intrinsic
+def load(typing: Any, vector: Any, array: Any, index: Any) -> Any:
+    """load(F32x16, array, index): the lanes lie one after the other from array[index] on, whatever its dtype."""
+    kind = vector.instance_type
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return load_unaligned(builder, address(context, builder, array, args[1], args[2], kind.llvm))
+
+    return kind(vector, array, types.intp), lower
+
+
+@intrinsic
+def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """store(array, index, value): the vector's lanes one after the other from array[index] on, whatever its dtype."""
+    if not isinstance(value, Vector):
+        return None
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        store_unaligned(builder, args[2], address(context, builder, array, args[0], args[1], value.llvm))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), lower
+
+
+@intrinsic
+def gather(typing: Any, array: Any, index: Any) -> Any:
+    """Sixteen floats array[index[lane]]."""
+    if index is not I64x16 or array.dtype is not types.float32:
+        return None
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        result = ir.Constant(F32x16.llvm, ir.Undefined)
+        for lane in range(16):
+            item = builder.extract_element(args[1], ir.Constant(INDEX, lane))
+            value = load_unaligned(builder, address(context, builder, array, args[0], item, ir.FloatType()))
+            result = builder.insert_element(result, value, ir.Constant(INDEX, lane))
+        return result
+
+    return F32x16(array, index), lower
+
+
+class Scratch(types.Type):
+    """The Numba type of vectors on the stack: `s[k]` and `s[k] = v`. Its length is known only to who made it."""
+
+    def __init__(self, vector: Vector) -> None:
+        self.vector = vector
+        super().__init__(name=f"Scratch({vector.name})")
+
+
+@register_model(Scratch)
+class _ScratchModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Scratch) -> None:
+        super().__init__(manager, kind, kind.vector.llvm.as_pointer())
+
+
+@intrinsic(prefer_literal=True)
+def scratch(typing: Any, vector: Any, length: Any) -> Any:
+    """scratch(F32x16, n): room for n vectors, n a literal, uninitialized.
+
+    On the stack, where LLVM can tell that nothing else writes to it: room from the heap cost half the speed.
+    """
+    if not isinstance(length, types.IntegerLiteral):
+        raise errors.RequireLiteralValue("the length of scratch must be a literal")
+    kind = vector.instance_type
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        with builder.goto_entry_block():
+            room = builder.alloca(ir.ArrayType(kind.llvm, length.literal_value))
+            room.align = 64
+        return builder.bitcast(room, kind.llvm.as_pointer())
+
+    return Scratch(kind)(vector, length), lower
+
+
+@type_callable(operator.getitem)
+def _item_type(context: Any) -> Any:
+    def of(space: types.Type, index: types.Type) -> types.Type | None:
+        return space.vector if isinstance(space, Scratch) and isinstance(index, types.Integer) else None
+
+    return of
+
+
+@lower_builtin(operator.getitem, Scratch, types.Integer)
+def _get_item(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+    return builder.load(builder.gep(args[0], [args[1]]))
+
+
+@type_callable(operator.setitem)
+def _set_item_type(context: Any) -> Any:
+    def of(space: types.Type, index: types.Type, value: types.Type) -> types.Type | None:
+        fits = isinstance(space, Scratch) and isinstance(index, types.Integer) and value is space.vector
+        return types.void if fits else None
+
+    return of
+
+
+@lower_builtin(operator.setitem, Scratch, types.Integer, Vector)
+def _set_item(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+    builder.store(args[2], builder.gep(args[0], [args[1]]))
+    return context.get_dummy_value()
+
+
+@intrinsic
+def load_transposed(typing: Any, array: Any, starts: Any, into: Any, first: Any) -> Any:
+    """load_transposed(array, starts, tile, first): tile[k][lane] = array[starts[lane] + k], for the 16 k from first on.
+
+    So that each lane works on a run of weights of its own, in their order. starts: I64x16; tile: scratch of F32x16.
+    """
+    if starts is not I64x16 or not isinstance(into, Scratch) or into.vector is not F32x16:
+        return None
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        rows = []
+        for lane in range(16):
+            start = builder.add(builder.extract_element(args[1], ir.Constant(INDEX, lane)), args[3])
+            rows.append(load_unaligned(builder, address(context, builder, array, args[0], start, F32x16.llvm)))
+        for c, column in enumerate(_transposed(builder, rows)):
+            builder.store(column, builder.gep(args[2], [builder.add(args[3], ir.Constant(args[3].type, c))]))
+        return context.get_dummy_value()
+
+    return types.void(array, starts, into, types.intp), lower
+
+
+def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """Sixteen rows of sixteen, by swapping one bit of the row number with the same bit of the lane number at a time."""
+    lane_type = ir.VectorType(INDEX, 16)
+    for bit in (1, 2, 4, 8):
+        low = ir.Constant(lane_type, [lane if not lane & bit else 16 + (lane ^ bit) for lane in range(16)])
+        high = ir.Constant(lane_type, [lane | bit if not lane & bit else 16 + lane for lane in range(16)])
+        swapped = list(rows)
+        for row in range(16):
+            if not row & bit:
+                swapped[row] = builder.shuffle_vector(rows[row], rows[row | bit], low)
+                swapped[row | bit] = builder.shuffle_vector(rows[row], rows[row | bit], high)
+        rows = swapped
+    return rows
