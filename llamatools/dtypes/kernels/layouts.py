@@ -13,4 +13,4 @@ def offsets(dtype: DType) -> Any:
     places = {name: field[1] for name, field in (dtype.block.fields or {}).items()}
     places["nbytes"] = dtype.block_nbytes
     # Numba takes what a module's tuple holds as constants.
-    return namedtuple("offsets", places)(**places)  # type: ignore[misc]
+    return namedtuple("offsets", places)(**places)

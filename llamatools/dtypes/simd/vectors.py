@@ -64,7 +64,7 @@ Mask16 = Vector("Mask16", types.boolean, 16)
 
 
 class VectorConstant:
-    """A vector known when the module is read. Kernels use the module's global, annotated as Any, as the vector itself."""
+    """A vector known when the module is read. To a kernel, a module's global that holds one is the vector itself."""
 
     def __init__(self, vector: Vector, values: Sequence[float]) -> None:
         self.vector = vector
