@@ -1,1 +1,31 @@
-"""A small LLaMA runtime that maps a GGUF file and computes from the mapping."""
+"""A small LLaMA runtime that maps a GGUF file and computes from the mapping.
+
+`run` lets a model write; `compare` proves that a file computes what its original checkpoint computes. The rest is for
+reading and for building on: `load` gives a `Model`, `forward` its logits. model.py is the page to learn LLaMA from.
+"""
+
+from .comparison import Comparison, compare
+from .generation import Timing, generate
+from .load import load
+from .model import Cache, Model, forward
+from .running import RunReport, run
+from .sampling import Sampler
+from .tolerance import Tolerance
+from .weights import Matrix, matmul
+
+__all__ = [
+    "Cache",
+    "Comparison",
+    "Matrix",
+    "Model",
+    "RunReport",
+    "Sampler",
+    "Timing",
+    "Tolerance",
+    "compare",
+    "forward",
+    "generate",
+    "load",
+    "matmul",
+    "run",
+]

@@ -1,0 +1,113 @@
+"""Weights used in place: matrices that are views of a mapped model file.
+
+Nothing is loaded. The operating system brings a page of the file into memory when it is first touched, shares it
+between all processes that map the file, and may drop it again at any time, since the file still has it. So a matrix
+must be multiplied as it is stored: decoded, if it must be, a few rows at a time into a small buffer.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamatools.dtypes import Blocks, DType, Floats
+from llamatools.errors import FormatError, UnsupportedError, in_file
+from llamatools.layout import Layout, PlacedTensor
+
+Ids = NDArray[np.int64]  # (n_tokens,)
+
+SCRATCH = 1 << 20  # bytes of float32 that decoded rows may take at a time: what fits a core's cache
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A tensor on the mapping. A vector is a matrix of one row.
+
+    shape: (n_out, n_in), or (n_in,). blocks: (n_out, blocks per row) of dtype.block, read-only.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    blocks: Blocks
+
+    def rows(self, start: int, stop: int) -> Floats:
+        """Rows start to stop as float32 (stop - start, n_in)."""
+        return _decode(self.dtype, self.blocks[start:stop])
+
+    def pick(self, ids: Ids) -> Floats:
+        """The rows of these ids as float32 (n_ids, n_in)."""
+        return _decode(self.dtype, self.blocks[ids])
+
+    def vector(self) -> Floats:
+        """All of a vector as float32 (n_in,)."""
+        return np.ravel(self.rows(0, 1))
+
+
+def matmul(matrix: Matrix, x: Floats) -> Floats:
+    """x times the matrix's transpose: (n_tokens, n_in) -> (n_tokens, n_out), accumulated in float32.
+
+    An F32 matrix is multiplied straight from the mapping; rows of any other dtype are decoded, a bounded number at a
+    time, and used for all tokens while they are in the cache.
+    """
+    n_out, n_in = matrix.shape
+    if matrix.dtype.name == "F32" and matrix.blocks.flags.aligned:
+        product: Floats = x @ matrix.blocks.T
+        return product
+    y = np.empty((len(x), n_out), np.float32)
+    n_rows = max(1, SCRATCH // (4 * n_in))
+    for start in range(0, n_out, n_rows):
+        rows = matrix.rows(start, min(start + n_rows, n_out))  # (n_rows, n_in)
+        np.matmul(x, rows.T, out=y[:, start : start + n_rows])
+    return y
+
+
+def map_weights(layout: Layout) -> dict[str, Matrix]:
+    """Maps the layout's file and gives its tensors by name, as views of the mapping.
+
+    The file must not shrink while any of them is in use: the operating system ends a process that touches a page
+    which is no longer there. Raises FormatError when the file is not what the layout describes any more, and
+    UnsupportedError for a dtype that has no decoder.
+    """
+    (file,) = layout.files
+    with in_file(file.path):
+        for tensor in layout.tensors:
+            if tensor.dtype.decode is None:
+                raise UnsupportedError(
+                    f"weights of type {tensor.dtype} cannot be computed with", where=f"tensor {tensor.name!r}"
+                )
+            if tensor.end > file.size:
+                raise FormatError(
+                    f"its data is bytes {tensor.offset} to {tensor.end}, but the file ends at {file.size}",
+                    where=f"tensor {tensor.name!r}",
+                    todo="The file is probably truncated",
+                )
+        mapping = _map(file.path, file.size)
+        return {tensor.name: _view(mapping, tensor) for tensor in layout.tensors}
+
+
+def _map(path: Path, size: int) -> mmap.mmap:
+    with open(path, "rb") as opened:
+        now = os.fstat(opened.fileno()).st_size
+        if now != size:
+            raise FormatError(
+                f"it had {size} bytes when its header was read and has {now} now", todo="It changed while it was opened"
+            )
+        return mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+
+
+def _view(mapping: mmap.mmap, tensor: PlacedTensor) -> Matrix:
+    n_blocks = tensor.nbytes // tensor.dtype.block_nbytes
+    blocks_per_row = tensor.shape[-1] // tensor.dtype.block_size if tensor.shape else 1
+    blocks = np.frombuffer(mapping, tensor.dtype.block, n_blocks, tensor.offset)  # (n_blocks,)
+    return Matrix(tensor.name, tensor.dtype, tensor.shape, blocks.reshape(-1, blocks_per_row))
+
+
+def _decode(dtype: DType, blocks: Blocks) -> Floats:
+    assert dtype.decode is not None, "map_weights lets no other dtype pass"
+    return dtype.decode(blocks)
