@@ -98,7 +98,7 @@ def test_stories260k_is_llama_cpps(tmp_path, kind):
     path = write_gguf(tmp_path / "m.gguf", weights, hparams, tokenizer=STORIES / "tokenizer.model", matrices=kind)
     ids = np.random.default_rng(5).integers(3, 512, 200)
     model, _ = load(path)
-    with llamacpp.Model(path) as theirs:
+    with llamacpp.Model(path, n_threads=1) as theirs:
         expected = theirs.logits(ids.tolist())
         greedy = theirs.greedy([1], 200)
     # With F16 and BF16 weights, llama.cpp rounds what they are multiplied with to the same dtype.
@@ -115,7 +115,7 @@ def test_logits_are_llama_cpps(tmp_path, hparams):
     if hparams.head_dim * hparams.n_heads != hparams.dim:
         extra |= {f"llama.attention.{name}_length": hparams.head_dim for name in ("key", "value")}
     path = write_gguf(tmp_path / "m.gguf", random_weights(hparams), hparams, more_tensors=factors, extra=extra)
-    with llamacpp.Model(path) as theirs:
+    with llamacpp.Model(path, n_threads=1) as theirs:
         expected = theirs.logits(IDS.tolist())
     assert_equal_to_scale(forward(load(path)[0], IDS, Cache.of(hparams)), expected)
 
@@ -123,7 +123,7 @@ def test_logits_are_llama_cpps(tmp_path, hparams):
 def test_linear_scaling_is_llama_cpps(tmp_path):
     extra = {"tokenizer.ggml.model": "none", "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     path = write_gguf(tmp_path / "m.gguf", WEIGHTS, TINY, extra=extra)
-    with llamacpp.Model(path) as theirs:
+    with llamacpp.Model(path, n_threads=1) as theirs:
         expected = theirs.logits(IDS.tolist())
     assert_equal_to_scale(forward(load(path)[0], IDS, Cache.of(TINY)), expected)
 

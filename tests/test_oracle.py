@@ -188,6 +188,15 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
     path.write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(FormatError, match=r"tokenizer\.model: neither a SentencePiece model nor a tiktoken file"):
         original_encoder(path)
+    path.write_bytes(b"")
+    with pytest.raises(FormatError, match="neither a SentencePiece model nor a tiktoken file"):
+        original_encoder(path)
     path.write_bytes(base64.b64encode(b"a") + b" 0\nrubbish\n")
     with pytest.raises(FormatError, match=r"tokenizer\.model: line 2: not a token in base64 and its rank"):
+        original_encoder(path)
+    path.write_bytes(base64.b64encode(b"a") + b" 1\n")
+    with pytest.raises(FormatError, match=r"not a whole vocabulary: of 1 tokens, rank or byte 0 is missing"):
+        original_encoder(path)
+    path.write_bytes(b"".join(base64.b64encode(bytes([b])) + b" %d\n" % b for b in range(77)))
+    with pytest.raises(FormatError, match=r"not a whole vocabulary: of 77 tokens, rank or byte 77 is missing"):
         original_encoder(path)

@@ -6,6 +6,7 @@ that of neither more than one layer's hidden states are kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -82,8 +83,17 @@ class Comparison:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"passed": self.passed}
+        """For JSON, which has no infinity: null where there was no scale to relate to."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(item) for key, item in value.items()}
+            if isinstance(value, tuple):
+                return [plain(item) for item in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        found: dict[str, Any] = plain(asdict(self) | {"passed": self.passed})
+        return found
 
     def lines(self) -> list[str]:
         """For people, within 80 columns."""
@@ -96,9 +106,7 @@ class Comparison:
         tensors = f"all {self.n_tensors} hold the original's weights{', rounded' if self.tolerance.dtype else ''}"
         if self.unfaithful:
             worst = max(self.unfaithful, key=lambda tensor: tensor.error)
-            tensors = (
-                f"{len(self.unfaithful)} of {self.n_tensors} differ: {worst.name} by {worst.error:.1e} of its scale"
-            )
+            tensors = f"{len(self.unfaithful)} of {self.n_tensors} differ, most {worst.name} ({worst.error:.1e})"
         tokenizers = self.tokenizers or ("agree" if self.tokenizers_compared else "not compared: there is only one")
         return [
             f"{'PASSED' if self.passed else 'FAILED'}: {self.n_tokens} tokens against the original",

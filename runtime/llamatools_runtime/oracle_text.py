@@ -54,6 +54,11 @@ def _tiktoken(content: bytes) -> Callable[[str], list[int]]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise FormatError("not a token in base64 and its rank", where=f"line {n}") from error
+    missing = set(range(len(ranks))) - set(ranks.values()) or {
+        byte for byte in range(256) if bytes([byte]) not in ranks
+    }
+    if missing:
+        raise FormatError(f"not a whole vocabulary: of {len(ranks)} tokens, rank or byte {min(missing)} is missing")
     bos = len(ranks)  # <|begin_of_text|>, the first of the special tokens, which follow the ranks
     encode = _by_library(ranks) or _by_rank(ranks)
     return lambda text: [bos, *encode(text)]
