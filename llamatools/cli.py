@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import EXIT_NO_SPACE, EXIT_SIGINT, EXIT_USAGE, Interrupted, LlamatoolsError, UsageError
+from .errors import EXIT_NO_SPACE, EXIT_SIGINT, EXIT_USAGE, Interrupted, LlamatoolsError, UsageError, in_file, printable
 
 if TYPE_CHECKING:
     from .conversion import Conversion
@@ -115,7 +115,7 @@ def inspect(
         for line in views.note_lines(layout.notes):
             print(f"{'derived':<10}{line}")
         for dropped, reason in layout.dropped.items():
-            print(f"{'left out':<10}{views.printable(dropped)}: {reason}")
+            print(f"{'left out':<10}{printable(dropped)}: {reason}")
     if metadata:
         _print_table(views.metadata_table(layout, match))
     if tensors:
@@ -129,8 +129,8 @@ def _meta_options(
     chat_template: Path | None = None,
     overrides: tuple[int | None, float | None, float | None, float | None] = (None, None, None, None),
 ) -> MetaOptions:
-    from .errors import in_file
-    from .formats.meta import MetaOptions, Overrides
+    from .formats.meta import MetaOptions
+    from .formats.meta_params import Overrides
 
     template = None
     if chat_template:
@@ -161,7 +161,7 @@ def _print_conversion(done: Conversion, dest: Path, as_json: bool) -> None:
     for line in views.note_lines(layout.notes):
         print(f"derived   {line}", file=sys.stderr)
     for tensor, reason in layout.dropped.items():
-        print(f"left out  {views.printable(tensor)}: {reason}", file=sys.stderr)
+        print(f"left out  {printable(tensor)}: {reason}", file=sys.stderr)
     for tensor, loss in done.losses.items():
         print(f"lost      {tensor}: {loss.overflows} weights overflowed, {loss.flushes} became 0", file=sys.stderr)
     if as_json:

@@ -63,7 +63,7 @@ def gguf_to_meta(name: str) -> str | None:
 
 
 def shapes(hparams: Hyperparameters) -> dict[str, tuple[int, ...]]:
-    """What shape each tensor of a Meta checkpoint must have: matrices are (out, in)."""
+    """What shape each tensor of a Meta checkpoint must have, in the order of execution. Matrices are (out, in)."""
     h = hparams
     per_layer: dict[str, tuple[int, ...]] = {
         "attention_norm.weight": (h.dim,),
@@ -76,10 +76,8 @@ def shapes(hparams: Hyperparameters) -> dict[str, tuple[int, ...]]:
         "feed_forward.w3.weight": (h.hidden_dim, h.dim),
         "feed_forward.w2.weight": (h.dim, h.hidden_dim),
     }
-    expected = {EMBEDDING: (h.vocab_size, h.dim), NORM: (h.dim,), OUTPUT: (h.vocab_size, h.dim)}
-    for n in range(h.n_layers):
-        expected |= {f"layers.{n}.{tensor}": shape for tensor, shape in per_layer.items()}
-    return expected
+    per_model = {EMBEDDING: (h.vocab_size, h.dim), NORM: (h.dim,), OUTPUT: (h.vocab_size, h.dim)}
+    return {name: per_model.get(name) or per_layer[name.split(".", 2)[2]] for name in meta_names(h.n_layers)}
 
 
 # Hyperparameters in GGUF: field -> (key below the architecture's name, value type that llama.cpp demands).

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import names
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Scheme
 from .errors import FormatError, in_file
 from .formats import gguf, safetensors
 from .formats.impostors import refuse_impostor
@@ -17,6 +17,9 @@ from .formats.pth import read_pth
 from .layout import File, Layout, PlacedTensor
 from .tensors import FileTensor, LazyTensor
 from .tokenizers import gguf_keys
+
+# Whose names a single file's tensors have; a folder of Meta's is opened by its own reader.
+SCHEMES: dict[str, Scheme] = {"GGUF": "gguf", "torch zip": "meta", "safetensors": "hf"}
 
 
 def open_checkpoint(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Checkpoint:
@@ -33,7 +36,7 @@ def open_checkpoint(path: str | os.PathLike[str], options: MetaOptions = DEFAULT
     sources = dict.fromkeys(tensor.file for tensor in tensors.values() if isinstance(tensor, FileTensor))
     return Checkpoint(
         path=path,
-        scheme={"GGUF": "gguf", "torch zip": "meta", "safetensors": "hf"}[layout.format.split(" v")[0]],
+        scheme=SCHEMES[layout.format.partition(" v")[0]],
         tensors=tensors,
         files=tuple(sources),
         hparams=layout.hparams,

@@ -76,7 +76,7 @@ def note_lines(notes: Sequence[Note]) -> Iterator[str]:
 def tensor_table(layout: Layout, match: str | None = None) -> Table:
     """A row per tensor. match: a regular expression searched in names."""
     many = len({tensor.file for tensor in layout.tensors}) > 1
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for tensor in layout.tensors:
         if _matches(match, tensor.name):
             file = (layout.files[tensor.file].path.name.removeprefix("consolidated."),) if many else ()
@@ -91,7 +91,7 @@ def tensor_table(layout: Layout, match: str | None = None) -> Table:
 
 def metadata_table(layout: Layout, match: str | None = None) -> Table:
     """A row per metadata key; long values are shortened."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (printable(key), _kind(value), printable(_shortened(value)))
         for key, value in layout.metadata.items()
         if _matches(match, key)
