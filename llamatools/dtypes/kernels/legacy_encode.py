@@ -48,8 +48,8 @@ def encode_q4_0(values: Floats, blocks: Bytes) -> None:
         d = _largest(values, 32 * b, first, second) / f32(-8)
         inverse = _reciprocal(d)
         store_half(blocks, block + Q4_0.d, d)
-        low = convert(I32x16, clamp(first * inverse + 8.5, 0, 15))
-        high = convert(I32x16, clamp(second * inverse + 8.5, 0, 15))
+        low = convert(I32x16, minimum(first * inverse + 8.5, 15))
+        high = convert(I32x16, minimum(second * inverse + 8.5, 15))
         store_nibbles(blocks, block + Q4_0.qs, low, high)
 
 
@@ -78,8 +78,8 @@ def encode_q5_0(values: Floats, blocks: Bytes) -> None:
         d = _largest(values, 32 * b, first, second) / f32(-16)
         inverse = _reciprocal(d)
         store_half(blocks, block + Q5_0.d, d)
-        low = convert(I32x16, clamp(first * inverse + 16.5, 0, 31))
-        high = convert(I32x16, clamp(second * inverse + 16.5, 0, 31))
+        low = convert(I32x16, minimum(first * inverse + 16.5, 31))
+        high = convert(I32x16, minimum(second * inverse + 16.5, 31))
         store_five_bits(blocks, block + Q5_0.qs, block + Q5_0.qh, low, high)
 
 
@@ -119,11 +119,13 @@ def _largest(values: Floats, start: int, first: Any, second: Any) -> Any:
     """The weight of largest magnitude, with its sign; the first of equals; 0 where all are zero."""
     greatest = reduce_max(maximum(first, second))
     least = reduce_min(minimum(first, second))
-    if greatest == -least and greatest != 0:
+    largest = greatest if greatest > -least else least
+    if greatest == -least:
         for k in range(start, start + 32):
             if abs(values[k]) == greatest:
-                return values[k]
-    return greatest if greatest > -least else least if greatest < -least else f32(0)
+                largest = values[k]
+                break
+    return largest + f32(0)  # which turns -0 into 0
 
 
 @inlined

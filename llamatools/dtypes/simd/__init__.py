@@ -29,7 +29,7 @@ from .functions import (
 )
 from .half import float_to_half, half_to_float, load_half, store_half
 from .kernel import inlined, kernel
-from .memory import gather, load, load_transposed, scratch, store
+from .memory import load, load_transposed, scratch, store
 from .targets import apply_forced_target
 from .vectors import (
     LANE,
@@ -62,7 +62,6 @@ __all__ = [
     "clamp",
     "convert",
     "float_to_half",
-    "gather",
     "half_to_float",
     "inlined",
     "kernel",

@@ -19,8 +19,13 @@ from numba.core.caching import FunctionCache, NullCache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Exact IEEE arithmetic (no fast-math); division by zero gives infinity, as in C; threads run kernels at the same time.
-_OPTIONS = {"error_model": "numpy", "boundscheck": False, "nogil": True, "fastmath": False}
+_OPTIONS = {
+    "fastmath": False,  # exact IEEE arithmetic
+    "error_model": "numpy",  # division by zero gives infinity, as in C
+    "boundscheck": False,
+    "nogil": True,  # threads run kernels at the same time
+    "_nrt": False,  # no reference counting, which would be calls in the loops; so kernels cannot make arrays
+}
 
 
 def kernel(function: Function) -> Function:
@@ -41,10 +46,11 @@ def inlined(function: Function) -> Function:
 
 
 class _KeptOnDisk(FunctionCache):
-    """Numba's cache, which alone would not see a change in the functions that a kernel inlines."""
+    """Numba's cache, which by itself would not notice a change in the functions that a kernel inlines."""
 
-    def _index_key(self, signature: Any, codegen: Any) -> Any:
-        return (*super()._index_key(signature, codegen), _digest_of_sources())
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = _digest_of_sources()
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         found = super().load_overload(signature, context)

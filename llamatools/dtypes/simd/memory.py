@@ -56,23 +56,6 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, value), lower
 
 
-@intrinsic
-def gather(typing: Any, array: Any, index: Any) -> Any:
-    """Sixteen floats array[index[lane]]."""
-    if index is not I64x16 or array.dtype is not types.float32:
-        return None
-
-    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        result = ir.Constant(F32x16.llvm, ir.Undefined)
-        for lane in range(16):
-            item = builder.extract_element(args[1], ir.Constant(INDEX, lane))
-            value = load_unaligned(builder, address(context, builder, array, args[0], item, ir.FloatType()))
-            result = builder.insert_element(result, value, ir.Constant(INDEX, lane))
-        return result
-
-    return F32x16(array, index), lower
-
-
 class Scratch(types.Type):
     """The Numba type of vectors on the stack: `s[k]` and `s[k] = v`. Its length is known only to who made it."""
 

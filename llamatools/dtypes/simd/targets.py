@@ -22,10 +22,8 @@ VARIABLE = "LLAMATOOLS_SIMD"
 TIERS = {
     "avx512": "skylake-avx512",
     "avx2": "haswell",
-    "ssse3": "x86-64-v2",
     "sse2": "x86-64",
     "neon": "cortex-a72",
-    "generic": "generic",
 }
 
 
@@ -39,9 +37,9 @@ def apply_forced_target() -> None:
         return
     if tier not in TIERS:
         raise UsageError(f"{VARIABLE}={tier}: unknown tier", todo=f"Known are {', '.join(TIERS)}")
-    config.CPU_NAME, config.CPU_FEATURES = TIERS[tier], ""
-    if target()[1] != TIERS[tier]:
-        raise UsageError(f"{VARIABLE}={tier} comes too late: Numba already compiles for {target()[1]}")
+    config.CPU_NAME, config.CPU_FEATURES = TIERS[tier], ""  # no features but those of that processor
+    if target()[2]:  # what Numba settled on at its first use
+        raise UsageError(f"{VARIABLE}={tier} comes too late: Numba has already compiled for this processor")
 
 
 def target() -> tuple[str, str, str]:

@@ -1,0 +1,421 @@
+"""The vector layer: each primitive against numpy, on each processor that can be had; compiling, caching, choosing.
+
+A kernel here applies one primitive to arrays, sixteen lanes at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from llamatools.dtypes import simd
+from llamatools.dtypes.simd import (
+    LANE,
+    F32x16,
+    I8x16,
+    I32x16,
+    U8x16,
+    U16x16,
+    U32x16,
+    VectorConstant,
+    bitcast,
+    bits_of,
+    clamp,
+    convert,
+    float_to_half,
+    half_to_float,
+    kernel,
+    load,
+    load_half,
+    load_transposed,
+    lookup,
+    mask_of,
+    maximum,
+    minimum,
+    reduce_max,
+    reduce_min,
+    rint,
+    round_half_away,
+    scratch,
+    select,
+    splat,
+    sqrt,
+    store,
+    store_half,
+)
+
+Array = NDArray[Any]
+N = 16 * 40
+
+
+def floats(seed: int) -> NDArray[np.float32]:
+    """Floats of every kind: both zeros, subnormals, halves, infinities, NaN, and random ones of every magnitude."""
+    random = np.random.default_rng(seed)
+    special = [0.0, -0.0, 1e-45, -1e-40, 0.5, -0.5, 1.5, 2.5, -2.5, 0.49999997, 8388607.5, 1e9, 3e38]
+    special += [np.inf, -np.inf, np.nan]
+    every = random.integers(0, 2**32, N // 4, np.uint32).view(np.float32)
+    near = random.standard_normal(N - N // 4 - 4 * len(special), np.float32) * 10
+    return random.permutation(np.concatenate([np.repeat(np.array(special, np.float32), 4), every, near]))
+
+
+def integers(seed: int) -> NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(-(2**31), 2**31, N).astype(np.int32)
+
+
+@kernel
+def arithmetic(x: Array, y: Array, out: Array) -> None:
+    for i in range(0, x.size, 16):
+        a, b = load(F32x16, x, i), load(F32x16, y, i)
+        store(out[0], i, a + b)
+        store(out[1], i, a - b)
+        store(out[2], i, a * b)
+        store(out[3], i, a / b)
+        store(out[4], i, a * b + a)  # rounds twice
+        store(out[5], i, -a)
+        store(out[6], i, abs(a))
+        store(out[7], i, 1 / (a + 0.1))  # scalars take the lane type
+        store(out[8], i, sqrt(abs(a)))
+        store(out[9], i, rint(a))
+
+
+def test_float_arithmetic() -> None:
+    x, y, out = floats(1), floats(2), np.zeros((10, N), np.float32)
+    arithmetic(x, y, out)
+    with np.errstate(all="ignore"):
+        third = np.float32(1) / (x + np.float32(0.1))
+        expected = [x + y, x - y, x * y, x / y, x * y + x, -x, np.abs(x), third, np.sqrt(np.abs(x)), np.rint(x)]
+    for row, want in zip(out, expected, strict=True):
+        assert want.dtype == np.float32
+        np.testing.assert_array_equal(row, want)
+        number = ~np.isnan(want)
+        np.testing.assert_array_equal(np.signbit(row)[number], np.signbit(want)[number])
+
+
+@kernel
+def choices(x: Array, y: Array, out: Array) -> None:
+    for i in range(0, x.size, 16):
+        a, b = load(F32x16, x, i), load(F32x16, y, i)
+        store(out[0], i, select(a < b, a, b))
+        store(out[1], i, select(a <= b, a, 7))
+        store(out[2], i, select((a > b) & ~(a == 0.5), 1.5, b))
+        store(out[3], i, select((a >= b) | (b != b), a, b))
+        store(out[4], i, minimum(a, b))
+        store(out[5], i, maximum(a, 0.5))
+        store(out[6], i, clamp(a, -3, 4))
+
+
+def test_comparisons_and_choices() -> None:
+    x, y, out = floats(3), floats(4), np.zeros((7, N), np.float32)
+    choices(x, y, out)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(out[0], np.where(x < y, x, y))
+        np.testing.assert_array_equal(out[1], np.where(x <= y, x, 7))
+        np.testing.assert_array_equal(out[2], np.where((x > y) & ~(x == 0.5), np.float32(1.5), y))
+        np.testing.assert_array_equal(out[3], np.where((x >= y) | np.isnan(y), x, y))
+        np.testing.assert_array_equal(out[4], np.where(x < y, x, y))
+        np.testing.assert_array_equal(out[5], np.where(x > 0.5, x, np.float32(0.5)))
+        np.testing.assert_array_equal(out[6], np.where(np.isnan(x), np.float32(-3), np.clip(x, -3, 4)))
+
+
+@kernel
+def whole_numbers(x: Array, y: Array, out: Array) -> None:
+    for i in range(0, x.size, 16):
+        a, b = load(I32x16, x, i), load(I32x16, y, i)
+        store(out[0], i, a + b)
+        store(out[1], i, a - 3)
+        store(out[2], i, a * b)
+        store(out[3], i, a & b)
+        store(out[4], i, a | 255)
+        store(out[5], i, a ^ b)
+        store(out[6], i, a << 4)
+        store(out[7], i, a >> 4)  # keeps the sign
+        store(out[8], i, bitcast(U32x16, a) >> 4)  # does not
+        store(out[9], i, minimum(a, b))
+        store(out[10], i, maximum(bitcast(U32x16, a), bitcast(U32x16, b)))
+        store(out[11], i, select(a > b, a, b))
+
+
+def test_integer_arithmetic() -> None:
+    x, y, out = integers(1), integers(2), np.zeros((12, N), np.int32)
+    whole_numbers(x, y, out)
+    unsigned = [v.view(np.uint32) for v in (x, y)]
+    with np.errstate(over="ignore"):
+        expected = [x + y, x - np.int32(3), x * y, x & y, x | 255, x ^ y, x << 4, x >> 4]
+    expected += [
+        (unsigned[0] >> 4).view(np.int32),
+        np.minimum(x, y),
+        np.maximum(*unsigned).view(np.int32),
+        np.maximum(x, y),
+    ]
+    for row, want in zip(out, expected, strict=True):
+        np.testing.assert_array_equal(row, want)
+
+
+@kernel
+def roundings(x: Array, out: Array) -> None:
+    for i in range(0, x.size, 16):
+        store(out, i, round_half_away(load(F32x16, x, i)))
+
+
+def test_round_half_away_is_the_c_librarys_roundf() -> None:
+    nearly_half = np.float32([0.49999997, -0.49999997] * 8)
+    x = np.concatenate([floats(5), np.arange(-320, 320, dtype=np.float32) / 2, nearly_half])
+    out = np.zeros_like(x)
+    roundings(x, out)
+    wide = x.astype(np.float64)  # in which adding a half is exact
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(out, np.copysign(np.floor(np.abs(wide) + 0.5), wide).astype(np.float32))
+
+
+@kernel
+def conversions(x: Array, whole: Array, narrow: Array, floats: Array) -> None:
+    for i in range(0, x.size, 16):
+        a = convert(I32x16, clamp(load(F32x16, x, i), -300, 300))
+        store(whole, i, a)
+        store(narrow[0], i, convert(U8x16, a))
+        store(narrow[1], i, convert(I8x16, a))
+        store(floats[0], i, convert(F32x16, a))
+        store(floats[1], i, convert(F32x16, convert(U8x16, a)))
+        store(floats[2], i, convert(F32x16, convert(I8x16, a)))
+        store(floats[3], i, convert(F32x16, convert(I32x16, convert(U8x16, a) >> 4)))
+        store(floats[4], i, convert(F32x16, convert(I32x16, LANE * 2)))
+        store(floats[5], i, splat(F32x16, x[i]))
+
+
+def test_conversions_are_c_casts() -> None:
+    x = np.random.default_rng(6).uniform(-400, 400, N).astype(np.float32)
+    whole, narrow, out = np.zeros(N, np.int32), np.zeros((2, N), np.uint8), np.zeros((6, N), np.float32)
+    conversions(x, whole, narrow, out)
+    want = np.clip(x, -300, 300).astype(np.int32)
+    as_bytes = want.astype(np.uint8)
+    np.testing.assert_array_equal(whole, want)
+    np.testing.assert_array_equal(narrow[0], as_bytes)
+    np.testing.assert_array_equal(narrow[1], as_bytes)
+    for row, expected in zip(
+        out,
+        [want, as_bytes, as_bytes.view(np.int8), as_bytes >> 4, np.arange(N) % 16 * 2, np.repeat(x[::16], 16)],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(row, expected.astype(np.float32))
+
+
+TABLE: Any = VectorConstant(F32x16, np.arange(16) ** 2 - 100.5)
+
+
+@kernel
+def lookups(x: Array, out: Array) -> None:
+    for i in range(0, x.size, 16):
+        store(out, i, lookup(TABLE, load(I32x16, x, i)))
+
+
+def test_lookup_takes_the_low_four_bits() -> None:
+    x, out = integers(7), np.zeros(N, np.float32)
+    lookups(x, out)
+    np.testing.assert_array_equal(out, ((np.arange(16) ** 2 - 100.5)[x & 15]).astype(np.float32))
+
+
+@kernel
+def across(x: Array, extremes: Array, masks: Array, lanes: Array, bits: Array, chosen: Array) -> None:
+    for i in range(0, x.size, 16):
+        a = load(F32x16, x, i)
+        extremes[0, i // 16] = reduce_min(a)
+        extremes[1, i // 16] = reduce_max(a)
+        masks[i // 16] = bits_of(a > 0)
+        lanes[0, i // 16] = a[5]
+        lanes[1, i // 16] = a[i // 16 % 16]
+        store(chosen, i, select(mask_of(bits[i // 16]), 3, -1))
+
+
+def test_reductions_masks_and_lanes() -> None:
+    x = np.random.default_rng(8).standard_normal(N, np.float32)
+    groups = x.reshape(-1, 16)
+    n = len(groups)
+    extremes, masks, lanes = np.zeros((2, n), np.float32), np.zeros(n, np.uint32), np.zeros((2, n), np.float32)
+    bits, chosen = np.random.default_rng(9).integers(0, 65536, n).astype(np.uint32), np.zeros(N, np.int32)
+    across(x, extremes, masks, lanes, bits, chosen)
+    np.testing.assert_array_equal(extremes, [groups.min(1), groups.max(1)])
+    np.testing.assert_array_equal(masks, ((groups > 0) << np.arange(16)).sum(1))
+    np.testing.assert_array_equal(lanes, [groups[:, 5], groups[np.arange(n), np.arange(n) % 16]])
+    np.testing.assert_array_equal(chosen.reshape(n, 16), np.where(bits[:, None] >> np.arange(16) & 1, 3, -1))
+
+
+@kernel
+def transpositions(x: Array, stride: int, out: Array) -> None:
+    tile = scratch(F32x16, 32)
+    starts = minimum(LANE, 13) * stride // 3
+    load_transposed(x, starts, tile, 0)
+    load_transposed(x, starts, tile, 16)
+    for k in range(32):
+        tile[k] = tile[k] + 1
+    for k in range(32):
+        store(out, 16 * k, tile[k])
+
+
+def test_transposed_loads_and_scratch() -> None:
+    x, out = np.arange(2000, dtype=np.float32), np.zeros(32 * 16, np.float32)
+    transpositions(x, 100, out)
+    starts = np.minimum(np.arange(16), 13) * 100 // 3
+    np.testing.assert_array_equal(out.reshape(32, 16), x[starts[None, :] + np.arange(32)[:, None]] + 1)
+
+
+@kernel
+def halves_to_floats(halves: Array, floats: Array, one_by_one: Array) -> None:
+    for i in range(0, halves.size, 16):
+        store(floats, i, half_to_float(load(U16x16, halves, i)))
+    for i in range(halves.size):
+        one_by_one[i] = load_half(halves, i)
+
+
+def test_every_half_becomes_its_float() -> None:
+    halves = np.arange(65536, dtype=np.uint16)
+    out = np.zeros((2, 65536), np.float32)
+    halves_to_floats(halves, out[0], out[1])
+    want = halves.view(np.float16).astype(np.float32)
+    number = ~np.isnan(want)
+    for row in out:
+        np.testing.assert_array_equal(row, want)
+        np.testing.assert_array_equal(row.view(np.uint32)[number], want.view(np.uint32)[number])
+        nan = halves[~number].astype(np.uint32)
+        quiet = (nan & 0x8000) << 16 | 0x7FC00000 | (nan & 0x3FF) << 13
+        np.testing.assert_array_equal(row.view(np.uint32)[~number], quiet)
+
+
+@kernel
+def floats_to_halves(floats: Array, halves: Array, one_by_one: Array, back: Array) -> None:
+    for i in range(0, floats.size, 16):
+        store(halves, i, float_to_half(load(F32x16, floats, i)))
+    for i in range(floats.size):
+        back[i] = store_half(one_by_one, i, floats[i])
+
+
+def test_floats_become_the_nearest_half() -> None:
+    """Random patterns, and the midpoints between neighbouring float16 with the floats just below and above them."""
+    finite = np.arange(0x7C00, dtype=np.uint16)
+    below = finite.view(np.float16).astype(np.float64)
+    midpoints = ((below + np.append(below[1:], 65536.0)) / 2).astype(np.float32)
+    around = np.concatenate([midpoints, *(np.nextafter(midpoints, np.float32(to)) for to in (0, 1e9))])
+    random = np.random.default_rng(10).integers(0, 2**32, 2**20, np.uint32).view(np.float32)
+    x = np.concatenate([around, -around, random[~np.isnan(random)], floats(11)])
+    x = np.ascontiguousarray(x[: x.size // 16 * 16])
+    halves, back = np.zeros((2, x.size), np.uint16), np.zeros_like(x)
+    floats_to_halves(x, halves[0], halves[1], back)
+    with np.errstate(over="ignore"):
+        want = x.astype(np.float16)
+    number = ~np.isnan(x)
+    for row in halves:
+        np.testing.assert_array_equal(row[number], want.view(np.uint16)[number])
+        assert np.isnan(row.view(np.float16)[~number]).all()
+    np.testing.assert_array_equal(back, want.astype(np.float32))
+
+
+# ---- targets, tiers, caching: in processes of their own
+
+
+def lesser_tiers() -> list[str]:
+    """The tiers below this machine's own, which is tested anyway."""
+    host = llvm.get_host_cpu_features()
+    return [tier for tier, above in (("avx2", "avx512bw"), ("sse2", "avx2")) if host.get(above)]
+
+
+def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python process with these variables set."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+forced = pytest.mark.skipif("LLAMATOOLS_SIMD" in os.environ, reason="this is the child")
+
+
+@forced
+@pytest.mark.parametrize("tier", lesser_tiers())
+def test_primitives_on_lesser_tiers(tier: str) -> None:
+    result = child("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, LLAMATOOLS_SIMD=tier)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@forced
+def test_every_tier_writes_the_same_bytes() -> None:
+    """Encodes and decodes with every dtype that can, on this machine and as on lesser ones."""
+    digests = {}
+    for tier in ["", *lesser_tiers()]:
+        result = child("digests.py", LLAMATOOLS_SIMD=tier)
+        assert result.returncode == 0, result.stderr
+        digests[tier] = json.loads(result.stdout)
+    assert len(digests[""]) > 4
+    for tier, found in digests.items():
+        assert found == digests[""], tier
+
+
+def test_an_unknown_tier_is_an_error() -> None:
+    result = child("-c", "import llamatools.dtypes.simd", LLAMATOOLS_SIMD="mmx")
+    assert "LLAMATOOLS_SIMD=mmx: unknown tier. Known are avx512, avx2, sse2, neon" in result.stderr
+
+
+def test_a_tier_forced_too_late_is_an_error() -> None:
+    code = "import numba; numba.njit(lambda: 1)(); import llamatools.dtypes.simd"
+    result = child("-c", code, LLAMATOOLS_SIMD="sse2")
+    assert "LLAMATOOLS_SIMD=sse2 comes too late: Numba has already compiled for this processor" in result.stderr
+
+
+ENCODE = """
+import numpy as np
+from llamatools import dtypes
+ones = np.ones((1, 32), np.float32)
+for name in "Q4_0", "Q5_0":
+    dtype = dtypes.named(name)
+    print(dtype.decode(dtype.encode(-ones, None)).sum())
+"""
+
+
+def test_compiling_is_announced_once_and_happens_once(tmp_path: Path) -> None:
+    first, second = (child("-c", ENCODE, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first.stderr == "compiling kernels for this processor, once ...\n"
+    assert second.stderr == ""
+    assert first.stdout == second.stdout == "-32.0\n-32.0\n"
+
+
+def test_works_where_nothing_is_writable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    nowhere = {
+        "NUMBA_CACHE_DIR": str(tmp_path / "file" / "folder"),
+        "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
+    }
+    result = child("-c", ENCODE, **nowhere)
+    assert result.stderr == (
+        "compiling kernels; no folder to keep them in is writable (NUMBA_CACHE_DIR can name one) ...\n"
+    )
+    assert result.stdout == "-32.0\n-32.0\n"
+
+
+def test_the_table_of_dtypes_does_not_import_numba() -> None:
+    code = "import sys, llamatools.dtypes as d; d.named('Q4_0').row_nbytes(64); print('numba' in sys.modules)"
+    assert child("-c", code).stdout == "False\n"
+
+
+def test_half_conversion_needs_no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The software conversion, where the hardware's would be chosen."""
+    from llamatools.dtypes.simd import half
+
+    monkeypatch.setattr(half, "features", frozenset)
+    compiled: Callable[..., None] = simd.kernel(halves_to_floats.py_func)  # type: ignore[attr-defined]
+    compiled._cache.disable()  # type: ignore[attr-defined]
+    halves = np.arange(0x7C00, dtype=np.uint16)
+    out = np.zeros((2, halves.size), np.float32)
+    compiled(halves, out[0], out[1])
+    np.testing.assert_array_equal(out, [halves.view(np.float16).astype(np.float32)] * 2)
