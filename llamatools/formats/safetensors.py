@@ -1,7 +1,11 @@
-"""Reading safetensors files: u64 length, that many bytes of JSON, then the tensors' data without holes.
+"""Reading safetensors files: their header, and where each tensor lies.
 
-The JSON maps each name to {"dtype", "shape", "data_offsets": [begin, end]}, offsets counted from the end of the JSON,
-and `__metadata__` to a map of strings.
+    u64 n (little-endian)  n bytes of JSON, which may end in spaces  the buffer
+    {"__metadata__": {text: text}, name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
+
+Offsets count from the start of the buffer, which the tensors tile without holes or overlaps. Source of the format:
+safetensors/src/tensor.rs of github.com/huggingface/safetensors. This reader is stricter where something could hide:
+no key twice, none that is unknown.
 """
 
 from __future__ import annotations
@@ -9,8 +13,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..dtypes import BY_NAME, DType
 from ..errors import FormatError, UnsupportedError, in_file
@@ -19,95 +24,139 @@ from ..metadata import Value, string
 from ..tensors import FileTensor, SourceFile
 from .impostors import refuse_impostor
 
-MAX_HEADER_NBYTES = 100_000_000  # the format's own limit
+MAX_HEADER_NBYTES = 100_000_000  # the limit of safetensors itself
+MAX_NBYTES = (1 << 63) - 1  # of one tensor, were no axis of it 0
 METADATA = "__metadata__"
+FIELDS = {"dtype", "shape", "data_offsets"}
+
+DTYPES: dict[str, DType] = {
+    name: BY_NAME[name]
+    for name in (
+        "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
+        "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64",
+    )
+}  # fmt: skip
+PACKED = ("F4", "F6_E2M3", "F6_E3M2")  # several weights to a byte
 
 
 def read_safetensors(path: Path) -> Layout:
-    """The layout of a safetensors file, tensors in order of their offsets.
+    """The layout of a safetensors file, tensors in the order of their bytes.
 
-    Raises FormatError for a file that is damaged, truncated or hostile, UnsupportedError for a dtype that is unknown.
+    Raises FormatError for a file that is damaged, truncated or hostile, UnsupportedError for weights that share bytes.
     """
     with in_file(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        head = file.read(8)
-        n = int.from_bytes(head, "little")
-        if len(head) < 8 or n > min(MAX_HEADER_NBYTES, size - 8):
-            refuse_impostor(head + file.read(504), size)
-            raise FormatError(
-                f"a header of {n} bytes is announced, but {max(size - 8, 0)} follow and {MAX_HEADER_NBYTES} are allowed"
-            )
-        header = _parse(file.read(n))
+        header, data_offset = _read_header(file.fileno(), size)
         metadata = _metadata(header.pop(METADATA, {}))
         source = SourceFile(path, size)
-        tensors = [_tensor(name, facts, source, 8 + n) for name, facts in header.items()]
-        tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-        _require_tiling(tensors, 8 + n, size)
+        tensors = [_tensor(name, entry, source, data_offset) for name, entry in header.items()]
+        tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))  # one without weights is before its neighbour
+        _require_tiling(tensors, data_offset, size)
     placed = tuple(PlacedTensor(t.name, t.dtype, t.shape, t.offset, t.nbytes, source=t) for t in tensors)
-    return Layout("safetensors", (File(path, size),), placed, metadata, data_offset=8 + n)
+    return Layout("safetensors", (File(path, size),), placed, metadata, data_offset=data_offset)
 
 
-def _parse(text: bytes) -> dict[str, Any]:
+def _read_header(fd: int, size: int) -> tuple[dict[str, Any], int]:
+    """The header as JSON, and where the buffer begins."""
+    head = os.pread(fd, 512, 0)
+    if head[8:9] != b"{":
+        refuse_impostor(head, size)
+        raise FormatError(f"no safetensors file: it begins with {head[:9]!r}")
+    nbytes = int.from_bytes(head[:8], "little")
+    if nbytes > MAX_HEADER_NBYTES:
+        raise FormatError(f"its length is {nbytes} bytes, where {MAX_HEADER_NBYTES} are allowed", where="header")
+    data_offset = 8 + nbytes
+    if data_offset > size:
+        raise FormatError(
+            f"it is bytes 8 to {data_offset}, but the file ends at {size}",
+            where="header",
+            todo="The file is probably truncated",
+        )
+    text = os.pread(fd, nbytes, 8)
     try:
-        header = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"no JSON: {error}", where="header") from error
-    if not isinstance(header, dict):
-        raise FormatError("no JSON object", where="header")
-    return header
+        return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant), data_offset
+    except RecursionError:
+        raise FormatError("it is nested too deeply", where="header") from None
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise FormatError(f"it is no JSON ({error})", where="header", todo="The file is damaged") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
-        raise ValueError("a name occurs twice")
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise FormatError(f"the key {name!r} stands twice in one object", where="header")
     return unique
 
 
-def _metadata(stated: Any) -> dict[str, Value]:
-    if not isinstance(stated, dict) or not all(isinstance(value, str) for value in stated.values()):
-        raise FormatError("it must map names to strings", where=METADATA)
-    return {key: string(value) for key, value in stated.items()}
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} stands in it")
 
 
-def _tensor(name: str, facts: Any, source: SourceFile, data_offset: int) -> FileTensor:
+def _metadata(entries: Any) -> dict[str, Value]:
+    if not isinstance(entries, dict) or not all(isinstance(text, str) for text in entries.values()):
+        raise FormatError("it must map names to texts", where=METADATA)
+    for key, text in entries.items():
+        _require_characters(key + text, f"{METADATA} key {key!r}")
+    return {key: string(text) for key, text in entries.items()}
+
+
+def _tensor(name: str, entry: Any, source: SourceFile, data_offset: int) -> FileTensor:
     where = f"tensor {name!r}"
-    if not isinstance(facts, dict) or set(facts) != {"dtype", "shape", "data_offsets"}:
+    _require_characters(name, where)
+    if not isinstance(entry, dict) or entry.keys() != FIELDS:
         raise FormatError("dtype, shape and data_offsets are required, and nothing else", where=where)
-    shape, offsets = facts["shape"], facts["data_offsets"]
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FormatError(f"shape {shape} and data_offsets {offsets} must be counts", where=where)
-    dtype = _dtype(facts["dtype"], where)
-    nbytes = math.prod(shape) * dtype.block_nbytes
-    if nbytes != offsets[1] - offsets[0]:
-        raise FormatError(
-            f"{dtype} {shape} takes {nbytes} bytes, but its place has {offsets[1] - offsets[0]}", where=where
-        )
-    return FileTensor(name, dtype, tuple(shape), source, data_offset + offsets[0])
+    dtype = _dtype(entry["dtype"], where)
+    shape = _counts(entry["shape"], "shape", where)
+    offsets = _counts(entry["data_offsets"], "data_offsets", where)
+    if dtype.block_nbytes * math.prod(axis or 1 for axis in shape) > MAX_NBYTES:
+        raise FormatError(f"shape {list(shape)} has more weights than can be counted", where=where)
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError(f"its data_offsets are {list(offsets)}, which are no begin and end", where=where)
+    tensor = FileTensor(name, dtype, shape, source, data_offset + offsets[0])
+    given = offsets[1] - offsets[0]
+    if given != tensor.nbytes:
+        raise FormatError(f"{dtype} {list(shape)} takes {tensor.nbytes} bytes, but is given {given}", where=where)
+    return tensor
 
 
 def _dtype(name: Any, where: str) -> DType:
-    dtype = BY_NAME.get(name) if isinstance(name, str) else None
-    if dtype is None or dtype.block_size != 1:
-        raise UnsupportedError(f"dtype {name!r}, which is unknown", where=where)
+    if name in PACKED:
+        raise UnsupportedError(f"{name} weights, which share bytes, are not supported", where=where)
+    dtype = DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None:
+        raise FormatError(f"unknown dtype {name!r}", where=where)
     return dtype
 
 
-def _counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+def _counts(items: Any, what: str, where: str) -> tuple[int, ...]:
+    """A list of JSON integers from 0 on; in Python, True would pass for one."""
+    if not isinstance(items, list) or not all(type(item) is int and 0 <= item <= MAX_NBYTES for item in items):
+        raise FormatError(f"its {what} must be a list of integers from 0 to {MAX_NBYTES}", where=where)
+    return tuple(items)
+
+
+def _require_characters(text: str, where: str) -> None:
+    """JSON can escape half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise FormatError("half a surrogate pair stands in a text", where=where) from None
 
 
 def _require_tiling(tensors: list[FileTensor], data_offset: int, size: int) -> None:
-    end = data_offset
+    end, before = data_offset, "the header ends"
     for tensor in tensors:
+        where = f"tensor {tensor.name!r}"
         if tensor.offset != end:
+            gap = "a hole" if tensor.offset > end else "an overlap"
+            raise FormatError(f"its data begin at byte {tensor.offset}, but {before} at {end}: {gap}", where=where)
+        end, before = tensor.offset + tensor.nbytes, f"tensor {tensor.name!r} ends"
+        if end > size:
             raise FormatError(
-                f"its data begins at byte {tensor.offset}, but the data before it ends at {end}",
-                where=f"tensor {tensor.name!r}",
+                f"its data is bytes {tensor.offset} to {end}, but the file ends at {size}",
+                where=where,
+                todo="The file is probably truncated",
             )
-        end += tensor.nbytes
-    if end != size:
-        raise FormatError(
-            f"its tensors end at byte {end}, but the file ends at {size}",
-            todo="The file is probably truncated" if end > size else "Something else follows them",
-        )
+    if end < size:
+        raise FormatError(f"{before} at byte {end}, but the file at {size}: bytes that belong to no tensor")
