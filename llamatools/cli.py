@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import EXIT_NO_SPACE, EXIT_SIGINT, EXIT_USAGE, Interrupted, LlamatoolsError, UsageError, in_file, printable
+from .errors import (
+    EXIT_FINDINGS,
+    EXIT_NO_SPACE,
+    EXIT_SIGINT,
+    EXIT_USAGE,
+    Interrupted,
+    LlamatoolsError,
+    UsageError,
+    in_file,
+    printable,
+)
 
 if TYPE_CHECKING:
     from .conversion import Conversion
@@ -122,6 +132,59 @@ def inspect(
         _print_table(views.tensor_table(layout, match))
 
 
+@app.command()
+def run(
+    model: Annotated[Path, typer.Argument(help="The GGUF file to run.")],
+    prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.", min=0)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 samples as trained.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 is all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling; the same seed gives the same text.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Compare with this Meta checkpoint, computed in float32 by torch."),
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The checkpoint's tokenizer.model, if elsewhere.")] = None,
+    rope_theta: Annotated[float | None, typer.Option(help="Of the checkpoint, as it was stated to convert.")] = None,
+    rope_factor: Annotated[float | None, typer.Option(help="Of the checkpoint, likewise.")] = None,
+    norm_eps: Annotated[float | None, typer.Option(help="Of the checkpoint, likewise.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a GGUF file from its mapping; or, with --against, prove that it computes what the original does."""
+    import llamatools_runtime as runtime
+
+    if against is None:
+        report = runtime.run(
+            model,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            on_text=None if as_json else _print_text,
+        )
+        if as_json:
+            _print_json(report.as_dict())
+        else:
+            print()
+        for line in report.lines():
+            print(line, file=sys.stderr)
+        return
+    from .recognise import open_checkpoint
+
+    options = _meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
+    comparison = runtime.compare(model, open_checkpoint(against, options), prompt=prompt or None, tokenizer=tokenizer)
+    if as_json:
+        _print_json(comparison.as_dict())
+    else:
+        for line in comparison.lines():
+            print(line)
+    if not comparison.passed:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
 def _meta_options(
     tokenizer: Path | None,
     pad_vocab: bool = False,
@@ -203,6 +266,10 @@ def _print_table(table: Table) -> None:
 
 def _print_json(facts: dict[str, Any]) -> None:
     print(json.dumps(facts, indent=2))
+
+
+def _print_text(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 class _Bar:

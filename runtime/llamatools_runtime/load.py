@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from llamatools import inspect
 from llamatools.checkpoint import Hyperparameters
 from llamatools.dtypes import Floats
 from llamatools.errors import FormatError, UnsupportedError, in_file
-from llamatools.formats.gguf import read_gguf
 from llamatools.layout import Layout
 from llamatools.metadata import Kind, Metadata
 from llamatools.names import (
@@ -36,7 +36,9 @@ def load(path: Path | str) -> tuple[Model, Layout]:
     UnsupportedError for another architecture, mixtures of experts, unknown scalings of rotary embedding and dtypes
     that cannot be decoded.
     """
-    layout = read_gguf(Path(path))
+    layout = inspect(path)
+    if not layout.format.startswith("GGUF"):
+        raise UnsupportedError(f"a {layout.format}, and only GGUF files can be run", file=path, todo="Convert it first")
     return model_of(layout), layout
 
 
