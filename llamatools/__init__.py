@@ -11,18 +11,48 @@ Every command of the command line is one call of these functions.
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint, Hyperparameters, Note, RopeScaling, Tokenizer
-from .conversion import Conversion, convert
-from .dtypes import DType
-from .errors import FormatError, LlamatoolsError, SpaceError, UnsupportedError, UsageError
-from .formats.meta import MetaOptions
-from .formats.meta_params import Overrides
-from .layout import File, Layout, PlacedTensor
-from .metadata import Kind, Metadata, Value
-from .recognise import inspect
-from .recognise import open_checkpoint as open
-from .tensors import LazyTensor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, Hyperparameters, Note, RopeScaling, Tokenizer
+    from .conversion import Conversion, convert
+    from .dtypes import DType
+    from .errors import FormatError, LlamatoolsError, SpaceError, UnsupportedError, UsageError
+    from .formats.meta import MetaOptions
+    from .formats.meta_params import Overrides
+    from .layout import File, Layout, PlacedTensor
+    from .metadata import Kind, Metadata, Value
+    from .recognise import inspect, open
+    from .tensors import LazyTensor
+
+# Where each public name lives. It is imported when first asked for, so that `llamatools --help` needs no numpy.
+_HOMES = {
+    "checkpoint": ("Checkpoint", "Hyperparameters", "Note", "RopeScaling", "Tokenizer"),
+    "conversion": ("Conversion", "convert"),
+    "dtypes": ("DType",),
+    "errors": ("FormatError", "LlamatoolsError", "SpaceError", "UnsupportedError", "UsageError"),
+    "formats.meta": ("MetaOptions",),
+    "formats.meta_params": ("Overrides",),
+    "layout": ("File", "Layout", "PlacedTensor"),
+    "metadata": ("Kind", "Metadata", "Value"),
+    "recognise": ("inspect", "open"),
+    "tensors": ("LazyTensor",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'llamatools' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])
+
 
 __all__ = [
     "Checkpoint", "Conversion", "DType", "File", "FormatError", "Hyperparameters", "Kind", "Layout", "LazyTensor",

@@ -172,7 +172,7 @@ def run(
         for line in report.lines():
             print(line, file=sys.stderr)
         return
-    from .recognise import open_checkpoint
+    from .recognise import open as open_checkpoint
 
     options = _meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
     comparison = runtime.compare(model, open_checkpoint(against, options), prompt=prompt or None, tokenizer=tokenizer)

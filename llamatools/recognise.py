@@ -22,7 +22,7 @@ from .tokenizers import gguf_keys
 SCHEMES: dict[str, Scheme] = {"GGUF": "gguf", "torch zip": "meta", "safetensors": "hf"}
 
 
-def open_checkpoint(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Checkpoint:
+def open(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Checkpoint:
     """Opens the model at `path`: a Meta folder, a GGUF, a single .pth or a safetensors file, told apart by content.
 
     Only headers are read; tensors stay lazy. options: what the user states about a Meta folder.
@@ -73,7 +73,7 @@ def _kind(path: Path) -> str:
             raise FormatError("not a checkpoint's folder: neither params.json nor consolidated.00.pth is in it")
         if not stat.S_ISREG(status.st_mode):
             raise FormatError("neither a file nor a folder")
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             head = file.read(512)
         if head[:4] in (b"GGUF", b"FUGG"):
             return "GGUF"
