@@ -9,7 +9,7 @@ from llamatools_runtime import Sampler, Timing, generate, generation, load, run
 from llamatools_runtime.generation import BATCH, TextStream
 from tiny_llamas import STORIES, TINY, needs_stories, random_weights, stories, write_gguf
 
-from llamatools.errors import UnsupportedError, UsageError
+from llamatools.errors import FormatError, UnsupportedError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,28 @@ def test_a_seed_makes_draws_repeatable(stories_gguf):
 
 @needs_stories
 def test_a_prompt_longer_than_the_context_is_refused(stories_gguf):
-    with pytest.raises(UsageError, match="a prompt of 1001 tokens, but the model's context is 512"):
+    with pytest.raises(UsageError, match=r"stories260k\.gguf: a prompt of 1001 tokens, but the model's context is 512"):
         run(stories_gguf, "a" * 1000)
+
+
+@needs_stories
+def test_errors_name_the_file_unless_they_are_the_callers(stories_gguf, tmp_path):
+    weights, hparams = stories()
+    weights["layers.2.attention.wv.weight"] = weights["layers.2.attention.wv.weight"] * np.float32(np.nan)
+    damaged = write_gguf(tmp_path / "m.gguf", weights, hparams, tokenizer=STORIES / "tokenizer.model")
+    with pytest.raises(FormatError, match=r"m\.gguf: layer 2: NaN or infinity first appears here, at token 0 of 1"):
+        run(damaged)
+
+    extra = {"tokenizer.ggml.model": "bert", "tokenizer.ggml.tokens": ["a"] * 300}
+    unknown = write_gguf(tmp_path / "u.gguf", random_weights(TINY), TINY, extra=extra)
+    with pytest.raises(UnsupportedError, match=r"u\.gguf: vocabulary of kind 'bert'"):
+        run(unknown)
+
+    def closed(text):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(stories_gguf, on_text=closed)
 
 
 def test_a_file_without_vocabulary_is_refused(tmp_path):

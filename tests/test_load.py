@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from llamatools_runtime.load import load
 from llamatools_runtime.model import frequencies
-from tiny_llamas import TINY, random_weights, write_gguf
+from tiny_llamas import STORIES, TINY, needs_stories, random_weights, write_gguf
 
 from llamatools.errors import FormatError, UnsupportedError
 
@@ -117,6 +117,12 @@ def test_what_is_not_a_plain_llama_is_refused(tmp_path, options, error, message)
     path = write_gguf(tmp_path / "m.gguf", WEIGHTS, options.pop("h", TINY), **options)
     with pytest.raises(error, match=message):
         load(path)
+
+
+@needs_stories
+def test_other_formats_are_refused_with_what_to_do():
+    with pytest.raises(UnsupportedError, match=r"stories260k: a Meta checkpoint, and only GGUF files can be run"):
+        load(STORIES)
 
 
 def test_a_vocabulary_that_does_not_fit_the_embedding_is_refused(tmp_path):

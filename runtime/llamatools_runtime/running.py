@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llamatools.errors import UnsupportedError
+from llamatools.errors import UnsupportedError, in_file
 
 from .generation import TextStream, Timing, generate
 from .load import load
@@ -57,11 +57,17 @@ def run(
     model, layout = load(path)
     if layout.tokenizer is None:
         raise UnsupportedError("it has no vocabulary to read a prompt with", file=path)
-    codec = TextCodec(layout.tokenizer)
+    with in_file(path):
+        codec = TextCodec(layout.tokenizer)
+        ids, timing = codec.encode(prompt), Timing()
     # A model that was trained on texts one after the other says that its text is over by beginning the next.
     ends = {*codec.end_ids, *(i for role, i in layout.tokenizer.special.items() if role == "bos")}
 
-    ids, stream, timing = codec.encode(prompt), TextStream(codec.decode, codec.encode(prompt)), Timing()
+    def tokens() -> Iterator[int]:
+        with in_file(path):  # not around on_text, whose errors are not the file's
+            yield from generate(model, ids, sampler, max_tokens=max_tokens, end_ids=ends, timing=timing)
+
+    stream = TextStream(codec.decode, ids)
     new_ids: list[int] = []
     pieces: list[str] = []
 
@@ -71,7 +77,7 @@ def run(
             if on_text is not None:
                 on_text(piece)
 
-    for token in generate(model, ids, sampler, max_tokens=max_tokens, end_ids=ends, timing=timing):
+    for token in tokens():
         new_ids.append(token)
         show(stream.push(token))
     show(stream.rest())
