@@ -301,15 +301,16 @@ _ParserError: Any = typer.BadParameter.__base__
 
 def _run() -> int:
     try:
-        return app(standalone_mode=False) or 0
+        code: int = app(standalone_mode=False) or 0
     except _ParserError as error:
         message = error.format_message()
         if isinstance(error, typer.BadParameter) or error.ctx is None or error.ctx.parent is not None:
             message = f"{message.rstrip('.')}. See llamatools --help"
         print(message, file=sys.stderr)
         return EXIT_USAGE
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+    if code == EXIT_SIGINT:  # the parser swallows the exception
+        raise KeyboardInterrupt
+    return code
 
 
 def _terminate(*_: object) -> None:
