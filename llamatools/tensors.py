@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from .dtypes import Blocks, DType, Floats
 from .errors import FormatError, UnsupportedError, in_file
+from .strided import StridedRows
 
 
 class Witness:
@@ -142,11 +143,14 @@ class FileTensor(LazyTensor):
     strides: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.strides == _contiguous_strides(self.shape):
+        if self.strides is not None and _is_contiguous(self.shape, self.strides):
             self.strides = None
+        self._strided = self.strides and StridedRows(
+            self.file.read_into, self.dtype.block, self.offset, self.shape, self.strides
+        )
 
     def read(self, start: int, stop: int, witness: Witness = NO_WITNESS) -> Blocks:
-        blocks = self._read_contiguous(start, stop) if self.strides is None else self._read_strided(start, stop)
+        blocks = self._strided.read(start, stop) if self._strided else self._read_contiguous(start, stop)
         witness.read(self, blocks)
         return blocks
 
@@ -156,50 +160,15 @@ class FileTensor(LazyTensor):
             self.file.read_into(blocks.reshape(-1).view(np.uint8).data, self.offset + start * self.row_nbytes)
         return blocks
 
-    def _read_strided(self, start: int, stop: int) -> Blocks:
-        """Reads row by row the span that a row touches, and picks its weights from it.
 
-        Rows of one index of the outer axes that lie close together are read as one span of at most SPAN bytes.
-        """
-        assert self.strides is not None
-        itemsize = self.dtype.block_nbytes
-        blocks = np.empty((stop - start, self.row_length), self.dtype.block)
-        if not blocks.size:
-            return blocks
-        *outer, along = self.strides or (0,)
-        extent = (self.row_length - 1) * along + 1
-        rows_index = np.stack(np.unravel_index(np.arange(start, stop), self.shape[:-1])) if outer else None
-        firsts = (
-            np.zeros(stop - start, np.int64)
-            if rows_index is None
-            else np.tensordot(np.array(outer, np.int64), rows_index, axes=1)
-        )
-        row = 0
-        while row < len(firsts):
-            last = row + 1
-            low, high = int(firsts[row]), int(firsts[row]) + extent
-            while last < len(firsts):
-                new_low, new_high = min(low, int(firsts[last])), max(high, int(firsts[last]) + extent)
-                if (new_high - new_low) * itemsize > max(SPAN, extent * itemsize):
-                    break
-                low, high, last = new_low, new_high, last + 1
-            span = np.empty(high - low, self.dtype.block)
-            self.file.read_into(span.view(np.uint8).data, self.offset + low * itemsize)
-            for i in range(row, last):
-                first = int(firsts[i]) - low
-                blocks[i] = span[first : first + extent : along] if along else span[first]
-            row = last
-        return blocks
-
-
-SPAN = 4 << 20  # bytes; a strided read fetches at most this at once, or one row's extent
-
-
-def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    strides = [1] * len(shape)
-    for axis in range(len(shape) - 2, -1, -1):
-        strides[axis] = strides[axis + 1] * max(shape[axis + 1], 1)
-    return tuple(strides)
+def _is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether rows lie one after the other. Along an axis of length 1 any stride will do."""
+    expected = 1
+    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if n > 1 and stride != expected:
+            return not all(shape)
+        expected *= n
+    return True
 
 
 @dataclass(repr=False, eq=False)
@@ -248,6 +217,8 @@ class Concat(LazyTensor):
             if low < high:
                 pieces.append(part.read(low, high, witness))
             start, stop = start - part.n_rows, stop - part.n_rows
+        if not pieces:
+            return self.parts[0].read(0, 0, witness)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=0)
 
 

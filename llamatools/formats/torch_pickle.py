@@ -237,7 +237,7 @@ def _unknown(machine: _Machine, code: int) -> FormatError:
     return FormatError(f"instruction 0x{code:02x}, which no checkpoint needs")
 
 
-KINDS = {str: "text", type(None): "None", Storage: "storage", StoredTensor: "tensor"}
+KINDS = {str: "text", int: "whole number", type(None): "None", Storage: "storage", StoredTensor: "tensor"}
 U2, U4, U8, I4, F8 = (struct.Struct(code) for code in ("<H", "<I", "<Q", "<i", ">d"))
 PROTO, STOP = 0x80, ord(".")
 OBJECT_MAKERS = {

@@ -171,6 +171,13 @@ def _bytes(arguments: tuple[Any, ...]) -> bytes:
     raise _called_with("encode", "a text of Latin-1 characters")
 
 
+def _no_bytes(arguments: tuple[Any, ...]) -> bytes:
+    """bytes(): how protocol 2 spells b""."""
+    if arguments:
+        raise _called_with("bytes", "nothing")
+    return b""
+
+
 def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 63
 
@@ -208,6 +215,7 @@ SYMBOLS = {
         Symbol("torch.Size", _size),
         Symbol("torch.device", _device),
         Symbol("_codecs.encode", _bytes),
+        Symbol("__builtin__.bytes", _no_bytes),
         Symbol("torch.storage.UntypedStorage", is_storage=True),
         *(Symbol(f"torch.{name}Storage", dtype=dtype, is_storage=True) for name, dtype in STORAGES.items()),
         *(Symbol(f"torch.{name}", dtype=dtype) for name, dtype in DTYPES.items()),

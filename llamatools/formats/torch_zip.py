@@ -275,7 +275,7 @@ def _data_offsets(file: SourceFile, entries: list[_Entry], end: int) -> dict[int
     """Where the data of each record begin, by the offset of its local header; all must lie apart, and before `end`."""
     offsets = {}
     ordered = sorted(entries, key=lambda entry: entry.header)
-    limits = [entry.header for entry in ordered[1:]] + [end]
+    limits = [*(entry.header for entry in ordered), end][1:]
     for entry, limit in zip(ordered, limits, strict=True):
         where = f"record {entry.name!r}"
         offset = entry.header + LOCAL.size + len(entry.raw_name)
