@@ -129,7 +129,7 @@ def _short_text(file: SourceFile, records: Mapping[str, Record], name: str) -> s
     record = records[name]
     if record.size > 16:
         raise FormatError(f"has {record.size} bytes; at most 16 are expected", where=f"record {name!r}")
-    return torch_zip.read(file, record.offset, record.size).decode("ascii", "backslashreplace").strip()
+    return torch_zip.read(file, record.offset, record.size).decode("latin1").strip()
 
 
 def _values(file: SourceFile, record: Record) -> Iterator[tuple[str, Any]]:
