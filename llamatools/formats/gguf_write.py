@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..dtypes import DType
 from ..errors import FormatError, UnsupportedError, UsageError
-from ..metadata import Kind, Metadata, Value
+from ..metadata import Kind, Metadata, Value, u32
 
 VERSION = 3
 DEFAULT_ALIGNMENT = 32  # what a reader assumes where `general.alignment` says nothing
@@ -72,22 +73,25 @@ def encode_header(metadata: Metadata, tensors: Sequence[Entry], alignment: int =
         )
     keys = {key: value for key, value in metadata.items() if key != ALIGNMENT_KEY}
     if alignment != DEFAULT_ALIGNMENT:
-        keys[ALIGNMENT_KEY] = Value(Kind.UINT32, alignment)
+        keys[ALIGNMENT_KEY] = u32(alignment)
     parts = [struct.pack("<4sIQQ", b"GGUF", VERSION, len(tensors), len(keys))]
     for key, value in keys.items():
-        parts += [_string(key), struct.pack("<I", value.kind), _value(value)]
+        if not key:
+            raise FormatError("a key without a name, which GGUF does not allow")
+        parts += [_strings([key]), struct.pack("<I", value.kind), _value(value)]
 
-    offset, offsets, seen = 0, [], set()
-    for name, dtype, shape in tensors:
-        if name in seen:
-            raise FormatError("two tensors have this name", where=f"tensor {name!r}")
-        seen.add(name)
-        parts.append(_entry(name, dtype, shape, offset))
-        offsets.append(offset)
-        offset += padded(dtype.row_nbytes(shape[-1]) * math.prod(shape[:-1]), alignment)
+    offsets = [0]
+    for entry in tensors:
+        parts.append(_entry(*entry, offsets[-1]))
+        _, dtype, shape = entry
+        offsets.append(offsets[-1] + padded(dtype.row_nbytes(shape[-1]) * math.prod(shape[:-1]), alignment))
+    repeated = Counter(name for name, _, _ in tensors).most_common(1)
+    if repeated and repeated[0][1] > 1:
+        raise FormatError("two tensors have this name", where=f"tensor {repeated[0][0]!r}")
     header = b"".join(parts)
     header += bytes(padded(len(header), alignment) - len(header))
-    return Header(header, tuple(len(header) + offset for offset in offsets), len(header) + offset)
+    *starts, end = (len(header) + offset for offset in offsets)
+    return Header(header, tuple(starts), end)
 
 
 def padded(nbytes: int, alignment: int) -> int:
@@ -95,32 +99,44 @@ def padded(nbytes: int, alignment: int) -> int:
     return -(-nbytes // alignment) * alignment
 
 
+def check_rows(dtype: DType, shape: tuple[int, ...], where: str, todo: str | None = None) -> None:
+    """Raises FormatError where the rows of this shape are no whole number of blocks."""
+    row = shape[-1] if shape else 1
+    if row % dtype.block_size:
+        what = f"rows of {row} weights do not divide into {dtype} blocks of {dtype.block_size}"
+        raise FormatError(what, where=where, todo=todo)
+
+
 def _entry(name: str, dtype: DType, shape: tuple[int, ...], offset: int) -> bytes:
-    encoded = name.encode("utf-8", "surrogateescape")
     where = f"tensor {name!r}"
+    encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) > MAX_NAME_NBYTES:
         raise FormatError(f"a name of {len(encoded)} bytes, where GGUF allows {MAX_NAME_NBYTES}", where=where)
     if not 1 <= len(shape) <= MAX_AXES:
         raise FormatError(f"{len(shape)} axes, where GGUF allows 1 to {MAX_AXES}", where=where)
     if dtype.id is None:
         raise UnsupportedError(f"GGUF has no type for {dtype} weights", where=where)
+    check_rows(dtype, shape, where, todo="Add a rule giving it F16")
     fields = struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), dtype.id, offset)
-    return struct.pack("<Q", len(encoded)) + encoded + fields
+    return _strings([name]) + fields
 
 
 def _value(value: Value) -> bytes:
     if value.kind is Kind.STRING:
-        return _string(value.data)
+        return _strings([value.data])
     if value.kind is not Kind.ARRAY:
         return np.array(value.data, NUMBERS[value.kind]).tobytes()
-    if value.item is Kind.STRING:
-        items = b"".join(map(_string, value.data))
-    else:
-        assert value.item is not None, "an array has a kind of items"
-        items = np.ascontiguousarray(value.data, NUMBERS[value.item]).tobytes()
+    assert value.item is not None, "an array has a kind of items"
+    numbers = value.item is not Kind.STRING
+    items = np.asarray(value.data, NUMBERS[value.item]).tobytes() if numbers else _strings(value.data)
     return struct.pack("<IQ", value.item, len(value.data)) + items
 
 
-def _string(text: str) -> bytes:
-    encoded = text.encode("utf-8", "surrogateescape")
-    return struct.pack("<Q", len(encoded)) + encoded
+def _strings(texts: Iterable[str]) -> bytes:
+    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+    lengths = list(map(len, encoded))
+    packed = {length: struct.pack("<Q", length) for length in set(lengths)}  # few, where strings are 100,000
+    parts = [b""] * (2 * len(encoded))
+    parts[::2] = map(packed.__getitem__, lengths)
+    parts[1::2] = encoded
+    return b"".join(parts)
