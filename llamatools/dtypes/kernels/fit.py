@@ -24,7 +24,7 @@ def fit_scale(x: Any, w: Any, n: int, limit: int) -> tuple[Any, Any, Any]:
     the least of sum w * (x - scale * q)^2 under their own best scale, sum(w x q) / sum(w q q).
 
     Returns scale; inverse, the codes being rint(inverse * x) limited to their range; and the mask of the lanes that
-    are not negligible, of which the others have scale and inverse 0.
+    are not negligible. The others have scale 0 and, as these codes, zeros.
     """
     m = splat(F32x16, 0)
     for k in range(n):
@@ -44,7 +44,7 @@ def fit_scale(x: Any, w: Any, n: int, limit: int) -> tuple[Any, Any, Any]:
             inverse = select(better, tried, inverse)
             scale = select(better, wxq / wqq, scale)
             gain = select(better, scale * wxq, gain)
-    return select(counts, scale, 0), select(counts, inverse, 0), counts
+    return select(counts, scale, 0), inverse, counts
 
 
 @inlined

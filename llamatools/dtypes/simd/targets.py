@@ -18,13 +18,8 @@ from ...errors import UsageError
 
 VARIABLE = "LLAMATOOLS_SIMD"
 
-# tier: LLVM's name of a processor that has it and nothing better
-TIERS = {
-    "avx512": "skylake-avx512",
-    "avx2": "haswell",
-    "sse2": "x86-64",
-    "neon": "cortex-a72",
-}
+# tier of x86-64: LLVM's name of a processor that has it and nothing better
+TIERS = {"avx512": "skylake-avx512", "avx2": "haswell", "sse2": "x86-64"}
 
 
 def apply_forced_target() -> None:
