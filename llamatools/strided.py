@@ -36,7 +36,8 @@ class StridedRows:
     ) -> None:
         self._read, self._block, self._offset = read, block, offset
         self._grid, self._row_length = tuple(shape[:-1]), shape[-1]
-        self._steps = tuple(stride * block.itemsize for stride in strides)  # bytes
+        # In bytes. The stride of an axis of length 1 is never taken, and may be beyond what an index can hold.
+        self._steps = tuple(stride * block.itemsize if n > 1 else 0 for n, stride in zip(shape, strides, strict=True))
         self._kept: tuple[int, NDArray[Any]] = (0, np.empty((0, self._row_length), block))
 
     def read(self, start: int, stop: int) -> NDArray[Any]:

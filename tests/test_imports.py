@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     ("version", "errors"),
     ("dtypes",),
-    ("metadata", "tensors"),
+    ("metadata", "strided", "tensors"),
     ("checkpoint", "layout"),
     ("names",),
     ("tokenizers", "formats"),

@@ -389,6 +389,14 @@ def test_damaged_contents(
     assert message in refusal(repacked({"w": weights(24).view(4, 6)}, tmp_path, change), kind)
 
 
+def test_a_stride_that_is_never_taken_may_be_anything(tmp_path: Path) -> None:
+    base = weights(24)
+    path = save({"w": base.as_strided((1, 4, 3), (2**61, 6, 2))}, tmp_path)
+    tensor = read_pth(path).tensors["w"]
+    assert tensor.strides == (2**61, 6, 2)
+    assert tensor.read(0, 4).tobytes() == as_bytes(torch.load(path, weights_only=True)["w"])
+
+
 def test_a_pickle_larger_than_any(tmp_path: Path) -> None:
     path = repacked({}, tmp_path, put("data.pkl", bytes(MAX_PICKLE + 1)))
     assert f"a pickle of {MAX_PICKLE + 1} bytes; at most {MAX_PICKLE} are read" in refusal(path)

@@ -186,11 +186,11 @@ def test_a_transpose_is_read_about_once_and_in_little_memory(tmp_path: Path, mon
     assert kept < 1 << 20
 
 
-def test_far_bytes_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_far_bytes_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "weights"
-    with open(path, "wb") as file:  # 64 rows of 1 GiB, all of them a hole
-        file.truncate(64 << 30)
-    tensor = FileTensor("t", BF16, (4, 64), SourceFile(path, 64 << 30), 0, (1, 1 << 29))
+    with open(path, "wb") as file:
+        file.truncate(64 << 30)  # a hole
+    tensor = FileTensor("t", BF16, (4, 64), SourceFile(path, 64 << 30), 0, (1, 1 << 29))  # 1 GiB from weight to weight
     assert not tensor.read(0, 4).any()
 
 

@@ -27,7 +27,7 @@ from .torch_zip import Record
 
 PICKLE = "data.pkl"
 RECORDS = re.compile(
-    r"data\.pkl|data/\d{1,19}|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id"
+    r"data\.pkl|data/[0-9]{1,19}|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id"
 )
 VERSIONS = range(1, 11)  # what torch 2.13 reads: inline_container.h and caffe2/serialize/versions.h
 

@@ -80,7 +80,10 @@ class _Machine:
         return self.data[start : self.at]
 
     def byte(self) -> int:
-        return self.take(1)[0]
+        if self.at == len(self.data):
+            raise FormatError(f"the pickle ends at byte {self.at}, but goes on to byte {self.at + 1}")
+        self.at += 1
+        return self.data[self.at - 1]
 
     def number(self, layout: struct.Struct) -> Any:
         return layout.unpack(self.take(layout.size))[0]
@@ -142,7 +145,11 @@ def _mark(machine: _Machine) -> None:
 
 def _tuple(n: int) -> Callable[[_Machine], object]:
     def make(machine: _Machine) -> tuple[Any, ...]:
-        return tuple(reversed([machine.pop() for _ in range(n)]))
+        if len(machine.stack) < n:
+            raise FormatError("it takes a value from an empty stack")
+        values = tuple(machine.stack[len(machine.stack) - n :])
+        del machine.stack[len(machine.stack) - n :]
+        return values
 
     return make
 
