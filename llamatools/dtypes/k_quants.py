@@ -9,15 +9,25 @@ from __future__ import annotations
 import numpy as np
 
 from .base import DType
+from .kernels import decoder, encoder
 
 F16, U8 = "<f2", "u1"
 
-Q2_K = DType("Q2_K", 10, np.dtype([("scales", U8, 16), ("qs", U8, 64), ("d", F16), ("dmin", F16)]), 256)
-Q3_K = DType("Q3_K", 11, np.dtype([("hmask", U8, 32), ("qs", U8, 64), ("scales", U8, 12), ("d", F16)]), 256)
-Q4_K = DType("Q4_K", 12, np.dtype([("d", F16), ("dmin", F16), ("scales", U8, 12), ("qs", U8, 128)]), 256)
-Q5_K = DType(
-    "Q5_K", 13, np.dtype([("d", F16), ("dmin", F16), ("scales", U8, 12), ("qh", U8, 32), ("qs", U8, 128)]), 256
-)
-Q6_K = DType("Q6_K", 14, np.dtype([("ql", U8, 128), ("qh", U8, 64), ("scales", "i1", 16), ("d", F16)]), 256)
+
+def _dtype(name: str, id_: int, encoder_module: str | None, *fields: tuple[str, str] | tuple[str, str, int]) -> DType:
+    block, kind = np.dtype(list(fields)), name.lower()
+    decode = decoder(f"k_decode.decode_{kind}", 256)
+    encode = None
+    if encoder_module:
+        kernel = f"{encoder_module}.encode_{kind}"
+        encode = encoder(kernel, f"{kernel}_weighted", block, 256)
+    return DType(name, id_, block, 256, decode, encode)
+
+
+Q2_K = _dtype("Q2_K", 10, None, ("scales", U8, 16), ("qs", U8, 64), ("d", F16), ("dmin", F16))
+Q3_K = _dtype("Q3_K", 11, None, ("hmask", U8, 32), ("qs", U8, 64), ("scales", U8, 12), ("d", F16))
+Q4_K = _dtype("Q4_K", 12, "k_encode", ("d", F16), ("dmin", F16), ("scales", U8, 12), ("qs", U8, 128))
+Q5_K = _dtype("Q5_K", 13, None, ("d", F16), ("dmin", F16), ("scales", U8, 12), ("qh", U8, 32), ("qs", U8, 128))
+Q6_K = _dtype("Q6_K", 14, None, ("ql", U8, 128), ("qh", U8, 64), ("scales", "i1", 16), ("d", F16))
 
 TABLE = (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
