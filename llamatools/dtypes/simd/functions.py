@@ -12,7 +12,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .targets import features
-from .vectors import INDEX, F32x16, I32x16, Mask16, Vector, as_vector, broadcast, common_vector, filled
+from .vectors import INDEX, F32x16, I32x16, Mask16, Vector, as_vector, broadcast, common_vector, compare, filled
 
 
 def call(builder: ir.IRBuilder, name: str, returns: ir.Type, *args: ir.Value) -> ir.Value:
@@ -53,12 +53,6 @@ def select(typing: Any, mask: Any, a: Any, b: Any) -> Any:
     return vector(mask, a, b), lower
 
 
-def _compare(builder: ir.IRBuilder, vector: Vector, sign: str, a: ir.Value, b: ir.Value) -> ir.Value:
-    if vector.is_float:
-        return builder.fcmp_ordered(sign, a, b)
-    return (builder.icmp_signed if vector.is_signed else builder.icmp_unsigned)(sign, a, b)
-
-
 def _extreme(sign: str, a: Any, b: Any) -> Any:
     vector = common_vector(a, b)
     if vector is None:
@@ -66,7 +60,7 @@ def _extreme(sign: str, a: Any, b: Any) -> Any:
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         left, right = (as_vector(context, builder, arg, kind, vector) for arg, kind in zip(args, (a, b), strict=True))
-        return builder.select(_compare(builder, vector, sign, left, right), left, right)
+        return builder.select(compare(builder, vector, sign, left, right), left, right)
 
     return vector(a, b), lower
 
@@ -91,8 +85,8 @@ def clamp(typing: Any, x: Any, low: Any, high: Any) -> Any:
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         lowest, highest = (as_vector(context, builder, args[k], kind, x) for k, kind in ((1, low), (2, high)))
-        value = builder.select(_compare(builder, x, ">", args[0], lowest), args[0], lowest)
-        return builder.select(_compare(builder, x, "<", value, highest), value, highest)
+        value = builder.select(compare(builder, x, ">", args[0], lowest), args[0], lowest)
+        return builder.select(compare(builder, x, "<", value, highest), value, highest)
 
     return x(x, low, high), lower
 
@@ -246,7 +240,7 @@ def _reduce(sign: str, x: Any) -> Any:
         while lanes > 1:
             lanes //= 2
             low, high = _part(builder, value, 0, lanes), _part(builder, value, 1, lanes)
-            value = builder.select(_compare(builder, x, sign, low, high), low, high)
+            value = builder.select(compare(builder, x, sign, low, high), low, high)
         return builder.extract_element(value, ir.Constant(INDEX, 0))
 
     return x.element(x), lower

@@ -150,13 +150,16 @@ def _on_bits(operation: Any, of_signed: str, of_unsigned: str, masks: bool) -> N
     _binary(operation, lambda v: None if v.is_float or (v is Mask16 and not masks) else v, combine)
 
 
+def compare(builder: ir.IRBuilder, vector: Vector, sign: str, left: ir.Value, right: ir.Value) -> ir.Value:
+    """LLVM: the mask of a comparison, whose sign is Python's."""
+    if vector.is_float:  # != is true of NaN, all others are false
+        return (builder.fcmp_unordered if sign == "!=" else builder.fcmp_ordered)(sign, left, right)
+    return (builder.icmp_signed if vector.is_signed else builder.icmp_unsigned)(sign, left, right)
+
+
 def _comparison(operation: Any, sign: str) -> None:
     def combine(builder: ir.IRBuilder, vector: Vector, left: ir.Value, right: ir.Value) -> ir.Value:
-        if vector.is_float:  # != is true of NaN, all others are false
-            compare = builder.fcmp_unordered if sign == "!=" else builder.fcmp_ordered
-        else:
-            compare = builder.icmp_signed if vector.is_signed else builder.icmp_unsigned
-        return compare(sign, left, right)
+        return compare(builder, vector, sign, left, right)
 
     _binary(operation, lambda vector: None if vector is Mask16 else Mask16, combine)
 
