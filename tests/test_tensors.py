@@ -118,6 +118,16 @@ def test_any_view_in_small_pieces(tmp_path: Path, view: torch.Tensor, span: int,
             assert_reads(tensor, view, row, min(row + 2, tensor.n_rows))
 
 
+@pytest.mark.parametrize("axes", [(3, 1, 0, 2), (1, 2, 3, 0), (0, 2, 3, 1), (2, 3, 1, 0)])
+def test_every_range_of_rows(axes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strided, "AHEAD", 0)
+    view = weights((2, 3, 4, 2)).permute(axes)
+    tensor = stored(view, tmp_path)
+    for start in range(tensor.n_rows):
+        for stop in range(start, tensor.n_rows + 1):
+            assert_reads(tensor, view, start, stop)
+
+
 @pytest.mark.parametrize(
     ("view", "contiguous"),
     [

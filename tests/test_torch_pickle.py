@@ -224,6 +224,7 @@ def test_items_of_dicts_only() -> None:
         (b"}" + (text("k") + b"N") + b"s" + text("k") + b"Ns.", "the key 'k' comes twice in one dict"),
         (b"}(K\x01u.", "a key without a value"),
         (b"}Ns.", "it takes a value from an empty stack"),
+        (b"N\x86.", "it takes a value from an empty stack"),
         (b"Na.", "it takes a value from an empty stack"),
         (b"(NR.", "it takes a value from an empty stack"),
         (b"q\x00.", "it takes a value from an empty stack"),

@@ -115,6 +115,21 @@ def test_zips_that_python_wrote_without_compression(tmp_path: Path) -> None:
     assert records(packed(lambda archive: None), tmp_path) == {}
 
 
+def test_extra_fields_of_other_kinds_are_passed_over(tmp_path: Path) -> None:
+    record = zipfile.ZipInfo("x/data.pkl")
+    record.extra = b"FB\x03\x00ZZZ"
+    data = bytearray(packed(lambda archive: archive.writestr(record, b"12345")))
+    header = data.index(b"PK\x01\x02")
+    zip64 = struct.pack("<HHQ", 1, 8, 5)
+    data[header + 46 + 10 + 7 : header + 46 + 10 + 7] = zip64  # after the other field
+    struct.pack_into("<I", data, header + 24, 0xFFFFFFFF)
+    struct.pack_into("<H", data, header + 30, 7 + len(zip64))
+    struct.pack_into("<I", data, len(data) - 10, 46 + 10 + 7 + len(zip64))
+    assert records(bytes(data), tmp_path)["data.pkl"].size == 5
+    with zipfile.ZipFile(tmp_path / "model.pth") as archive:
+        assert archive.read("x/data.pkl") == b"12345"
+
+
 def test_thousands_of_records(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save({f"t{i}": torch.zeros(1) for i in range(3000)}, path)
