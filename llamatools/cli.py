@@ -314,6 +314,7 @@ def _run() -> int:
 
 
 def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; the clean-up is not to be disturbed
     raise Interrupted
 
 

@@ -70,9 +70,9 @@ def fill(draft: Draft, tensors: Sequence[PlacedTensor], *, threads: int, progres
     stop = Event()
     filled = Filled()
     with ThreadPoolExecutor(threads) as pool:
-        largest_first = sorted(tensors, key=lambda tensor: -tensor.nbytes)
-        tasks = [pool.submit(_fill_tensor, draft, tensor, filled, stop, progress) for tensor in largest_first]
         try:
+            largest_first = sorted(tensors, key=lambda tensor: -tensor.nbytes)
+            tasks = [pool.submit(_fill_tensor, draft, tensor, filled, stop, progress) for tensor in largest_first]
             done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
             for task in done:
                 task.result()
