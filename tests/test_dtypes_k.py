@@ -13,7 +13,7 @@ from llamatools import dtypes
 from llamatools.dtypes import DType
 
 DECODED = [pytest.param(dtypes.BY_NAME[name], id=name) for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")]
-ENCODED = [pytest.param(dtypes.BY_NAME[name], id=name) for name in ("Q4_K",)]
+ENCODED = [pytest.param(dtypes.BY_NAME[name], id=name) for name in ("Q4_K", "Q5_K", "Q6_K")]
 N_COLUMNS = 768
 
 

@@ -27,7 +27,7 @@ def _dtype(name: str, id_: int, encoder_module: str | None, *fields: tuple[str, 
 Q2_K = _dtype("Q2_K", 10, None, ("scales", U8, 16), ("qs", U8, 64), ("d", F16), ("dmin", F16))
 Q3_K = _dtype("Q3_K", 11, None, ("hmask", U8, 32), ("qs", U8, 64), ("scales", U8, 12), ("d", F16))
 Q4_K = _dtype("Q4_K", 12, "k_encode", ("d", F16), ("dmin", F16), ("scales", U8, 12), ("qs", U8, 128))
-Q5_K = _dtype("Q5_K", 13, None, ("d", F16), ("dmin", F16), ("scales", U8, 12), ("qh", U8, 32), ("qs", U8, 128))
-Q6_K = _dtype("Q6_K", 14, None, ("ql", U8, 128), ("qh", U8, 64), ("scales", "i1", 16), ("d", F16))
+Q5_K = _dtype("Q5_K", 13, "k_encode", ("d", F16), ("dmin", F16), ("scales", U8, 12), ("qh", U8, 32), ("qs", U8, 128))
+Q6_K = _dtype("Q6_K", 14, "q6_k_encode", ("ql", U8, 128), ("qh", U8, 64), ("scales", "i1", 16), ("d", F16))
 
 TABLE = (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)

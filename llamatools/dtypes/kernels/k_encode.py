@@ -33,6 +33,7 @@ from ..simd import (
 from . import Bytes
 from .fit import fit_scale_and_minimum
 from .layouts import offsets
+from .legacy_encode import store_nibbles
 from .nearest import nearest_int
 from .six_bit_scales import code_by_largest, code_by_least_error, pack, unpack
 
@@ -83,6 +84,28 @@ def encode_q4_k_weighted(values: Floats, importance: Floats, blocks: Bytes) -> N
         d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 15)
         for lane in range(min(16, n_blocks - group)):
             _store_q4_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
+
+
+@kernel
+def encode_q5_k(values: Floats, blocks: Bytes) -> None:
+    """x ~ d * scale * q - dmin * minimum, q in 0 .. 31, by 17 spans per sub-block."""
+    fits = _room()
+    n_blocks = blocks.size // Q5_K.nbytes
+    for group in range(0, n_blocks, 16):
+        d, dmin = _fit(values, group, n_blocks, fits, 31, -0.5, 0.1, 15)
+        for lane in range(min(16, n_blocks - group)):
+            _store_q5_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
+
+
+@kernel
+def encode_q5_k_weighted(values: Floats, importance: Floats, blocks: Bytes) -> None:
+    """x ~ d * scale * q - dmin * minimum, q in 0 .. 31, by 38 spans per sub-block."""
+    fits = _room()
+    n_blocks = blocks.size // Q5_K.nbytes
+    for group in range(0, n_blocks, 16):
+        d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 31)
+        for lane in range(min(16, n_blocks - group)):
+            _store_q5_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
 
 
 @inlined
@@ -140,29 +163,45 @@ def _fit_weighted(
 
 @inlined
 def _store_q4_k(values: Floats, number: int, d: Any, dmin: Any, fits: Fits, lane: int, blocks: Bytes) -> None:
-    """Writes block `number`, which is in `lane` of d, dmin and `fits`."""
+    """Writes block `number`, which is in `lane` of `fits`."""
     block = number * Q4_K.nbytes
-    d = store_half(blocks, block + Q4_K.d, d)
-    dmin = store_half(blocks, block + Q4_K.dmin, dmin)
-    pack(blocks, block + Q4_K.scales, fits.scale_codes, fits.minimum_codes, lane)
+    q = scratch(I32x16, 16)
+    _store_scales(values, number, d, dmin, fits, lane, blocks, block, 15, q)
     for j in range(0, 8, 2):
-        for half in range(0, 32, 16):
-            start = 256 * number + 32 * j + half
-            low = _codes(values, start, d, dmin, fits, lane, blocks, block + Q4_K.scales, j, 15)
-            high = _codes(values, start + 32, d, dmin, fits, lane, blocks, block + Q4_K.scales, j + 1, 15)
-            store(blocks, block + Q4_K.qs + 16 * j + half, convert(U8x16, low | (high << 4)))
+        for half in range(2):
+            store_nibbles(blocks, block + Q4_K.qs + 16 * (j + half), q[2 * j + half], q[2 * j + 2 + half])
 
 
 @inlined
-def _codes(
-    values: Floats, start: int, d: Any, dmin: Any, fits: Fits, lane: int, blocks: Bytes, packed: int, j: int, limit: int
-) -> Any:
-    """Codes of the sixteen weights at start, in sub-block j: with its packed scale, or with its fit where that is 0."""
-    scale, least = unpack(blocks, packed, j)
-    x = load(F32x16, values, start)
-    scale = d * scale
-    if scale != 0:
-        q = nearest_int((x + dmin * least) / scale)
-    else:
-        q = nearest_int(fits.inverses[j][lane] * (x - fits.origins[j][lane]))
-    return convert(I32x16, clamp(q, 0, limit))
+def _store_q5_k(values: Floats, number: int, d: Any, dmin: Any, fits: Fits, lane: int, blocks: Bytes) -> None:
+    """Writes block `number`, which is in `lane` of `fits`."""
+    block = number * Q5_K.nbytes
+    q = scratch(I32x16, 16)
+    _store_scales(values, number, d, dmin, fits, lane, blocks, block, 31, q)
+    for half in range(2):
+        fifths = splat(I32x16, 0)
+        for j in range(0, 8, 2):
+            low, high = q[2 * j + half], q[2 * j + 2 + half]
+            store_nibbles(blocks, block + Q5_K.qs + 16 * (j + half), low & 15, high & 15)
+            fifths = fifths | (low >> 4 << j) | (high >> 4 << (j + 1))
+        store(blocks, block + Q5_K.qh + 16 * half, convert(U8x16, fifths))
+
+
+@inlined
+def _store_scales(
+    values: Floats, number: int, d: Any, dmin: Any, fits: Fits, lane: int, blocks: Bytes, block: int, limit: int, q: Any
+) -> None:
+    """Writes d, dmin, scales and minima, which lie alike in Q4_K and Q5_K; codes the block's weights with them into q.
+
+    Where a scale became 0, the codes are those that the fit settled on.
+    """
+    d = store_half(blocks, block + Q4_K.d, d)
+    dmin = store_half(blocks, block + Q4_K.dmin, dmin)
+    pack(blocks, block + Q4_K.scales, fits.scale_codes, fits.minimum_codes, lane)
+    for j in range(8):
+        code, minimum_code = unpack(blocks, block + Q4_K.scales, j)
+        scale, least = d * code, dmin * minimum_code
+        for half in range(2):
+            x = load(F32x16, values, 256 * number + 32 * j + 16 * half)
+            exact = (x + least) / scale if scale != 0 else fits.inverses[j][lane] * (x - fits.origins[j][lane])
+            q[2 * j + half] = convert(I32x16, clamp(nearest_int(exact), 0, limit))
