@@ -78,7 +78,10 @@ def encode_header(metadata: Metadata, tensors: Sequence[Entry], alignment: int =
     for key, value in keys.items():
         if not key:
             raise FormatError("a key without a name, which GGUF does not allow")
-        parts += [_strings([key]), struct.pack("<I", value.kind), _value(value)]
+        try:
+            parts += [_strings([key]), struct.pack("<I", value.kind), _value(value)]
+        except UnicodeEncodeError:  # JSON can escape it
+            raise FormatError("half a surrogate pair, which is no character", where=f"key {key!r}") from None
 
     offsets = [0]
     for entry in tensors:
