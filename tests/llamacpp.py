@@ -194,6 +194,40 @@ def _check_layouts(lib: ctypes.CDLL) -> None:
             raise ImportError(f"{type(params).__doc__} of this xllamacpp is laid out differently: {found}")
 
 
+def _tokenize(
+    self: Vocabulary | Model, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+) -> list[int]:
+    """Ids of `text`. add_special: with BOS where the model asks for it. parse_special: `<s>` in text is BOS."""
+    data = text.encode() if isinstance(text, str) else text
+    ids = (c_int32 * (len(data) + 8))()
+    n = self._lib.llama_tokenize(self._vocab, data, len(data), ids, len(ids), add_special, parse_special)
+    if n < 0:
+        raise LlamaCppError(f"{len(data)} bytes became {-n} tokens")
+    return ids[:n]
+
+
+class Vocabulary:
+    """A GGUF's vocabulary alone; the file needs no tensors. A context manager. Raises LlamaCppError."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._lib = library()
+        params = self._lib.llama_model_default_params()
+        params.vocab_only = True
+        _log.clear()
+        self._model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise _refused("llama.cpp did not load the vocabulary, and did not say why")
+        self._vocab = self._lib.llama_model_get_vocab(self._model)
+
+    def __enter__(self) -> Vocabulary:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lib.llama_model_free(self._model)
+
+    tokenize = _tokenize
+
+
 class Model:
     """A GGUF, mapped and ready to compute on the CPU. A context manager.
 
@@ -252,17 +286,10 @@ class Model:
             self._lib.llama_model_free(self._model)
         self._context = self._model = None
 
-    def tokenize(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Ids of `text`. add_special: with BOS where the model asks for it. parse_special: `<s>` in text is BOS."""
-        data = text.encode() if isinstance(text, str) else text
-        ids = (c_int32 * (len(data) + 8))()
-        n = self._lib.llama_tokenize(self._vocab, data, len(data), ids, len(ids), add_special, parse_special)
-        if n < 0:
-            raise LlamaCppError(f"{len(data)} bytes became {-n} tokens")
-        return ids[:n]
+    tokenize = _tokenize
 
     def detokenize(self, ids: Sequence[int], *, special: bool = False) -> bytes:
-        """Text of `ids`. special: BOS, EOS and their like are printed, too."""
+        """Text of `ids`, without the space before its first word. special: BOS, EOS and their like are printed, too."""
         tokens = (c_int32 * len(ids))(*ids)
         n = -self._lib.llama_detokenize(self._vocab, tokens, len(ids), None, 0, not special, special)
         text = ctypes.create_string_buffer(max(n, 1))

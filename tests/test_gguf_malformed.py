@@ -105,6 +105,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         build(tensors=[Tensor("my_tensor", 24, ne=(4 * (2**31 - 1),) * 2)], data=False),
         f"takes {(4 * (2**31 - 1)) ** 2} bytes, where {2**63 - 1} can be counted",
     ),
+    "TENSORS_NE_TOO_BIG_BUT_FOR_A_ZERO": (
+        build(tensors=[Tensor("my_tensor", 24, ne=(2**62, 2**62, 0))], data=False),
+        f"I8 [0, {2**62}, {2**62}] takes {2**124} bytes, where {2**63 - 1} can be counted",
+    ),
     "TENSORS_NBYTES_TOO_BIG": (
         build(tensors=[Tensor("my_tensor", 27, ne=(1533916891, 1533916891))], data=False),
         f"I64 [1533916891, 1533916891] takes {8 * 1533916891**2} bytes, where {2**63 - 1} can be counted",

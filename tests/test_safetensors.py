@@ -83,6 +83,16 @@ def test_a_file_without_tensors_and_spaces_after_the_header(tmp_path: Path) -> N
     assert read_safetensors(path).tensors == ()
 
 
+def test_tensors_are_in_the_order_of_their_bytes(tmp_path: Path) -> None:
+    nothing = {"dtype": "F32", "shape": [0, 2**60], "data_offsets": [8, 8]}
+    header = {"c": F32 | {"data_offsets": [8, 16]}, "b": nothing, "a": F32}
+    path = file_of(tmp_path / "unordered.safetensors", header, bytes(range(16)))
+    assert is_accepted_by_safetensors(path)
+    tensors = read_safetensors(path).tensors
+    assert [(tensor.name, tensor.offset - 200) for tensor in tensors] == [("a", 0), ("b", 8), ("c", 8)]
+    assert [tensor.source and tensor.source.read(0, tensor.source.n_rows).size for tensor in tensors] == [2, 0, 2]
+
+
 LIST = f"must be a list of integers from 0 to {2**63 - 1}"
 TEXTS = "__metadata__: it must map names to texts"
 FIELDS = "tensor 'a': dtype, shape and data_offsets are required, and nothing else"

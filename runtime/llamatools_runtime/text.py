@@ -48,7 +48,7 @@ class TextCodec:
         add_bos: begin with the id that begins a text; by default as the vocabulary says.
         special: take special tokens that are spelled out in the text as such, and not as text.
         """
-        text = text.encode("utf-8", "replace").decode() if not text.isascii() else text
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         begin = self._tokenizer.add_bos if add_bos is None else add_bos
         bos = [self._tokenizer.special["bos"]] if begin and "bos" in self._tokenizer.special else []
         end = [self._tokenizer.special["eos"]] if self._tokenizer.add_eos and "eos" in self._tokenizer.special else []

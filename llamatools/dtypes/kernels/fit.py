@@ -86,6 +86,7 @@ def fit_scale_and_minimum(
     origin = least
     inverse = f32(limit) / select(spans, greatest - least, 1)
     scale = 1 / inverse
+    inverse = select(inverse < f32(np.inf), inverse, 0)  # ggml codes spans so small that this overflows as 0
     for k in range(n):
         codes[k] = clamp(rint(inverse * (x[k] - least)), 0, limit)
     error = _error(x, w, n, codes, scale, least)

@@ -24,6 +24,7 @@ from ..simd import (
     load,
     load_transposed,
     minimum,
+    rint,
     scratch,
     splat,
     sqrt,
@@ -46,7 +47,7 @@ class Fits(NamedTuple):
 
     scales: Any
     minima: Any  # how far below 0 the code 0 lies
-    inverses: Any  # with origins: the codes that the fit settled on are nearest(inverse * (x - origin))
+    inverses: Any  # with origins: the codes that the fit settled on are rint(inverse * (x - origin)), limited
     origins: Any
     scale_codes: Any
     minimum_codes: Any
@@ -81,7 +82,7 @@ def encode_q4_k_weighted(values: Floats, importance: Floats, blocks: Bytes) -> N
     fits = _room()
     n_blocks = blocks.size // Q4_K.nbytes
     for group in range(0, n_blocks, 16):
-        d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 15)
+        d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 15, 255)
         for lane in range(min(16, n_blocks - group)):
             _store_q4_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
 
@@ -103,7 +104,7 @@ def encode_q5_k_weighted(values: Floats, importance: Floats, blocks: Bytes) -> N
     fits = _room()
     n_blocks = blocks.size // Q5_K.nbytes
     for group in range(0, n_blocks, 16):
-        d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 31)
+        d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 31, 63)
         for lane in range(min(16, n_blocks - group)):
             _store_q5_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
 
@@ -132,7 +133,7 @@ def _fit(
 
 @inlined
 def _fit_weighted(
-    values: Floats, importance: Floats, group: int, n_blocks: int, fits: Fits, limit: int
+    values: Floats, importance: Floats, group: int, n_blocks: int, fits: Fits, limit: int, highest_scale: int
 ) -> tuple[Any, Any]:
     """As _fit, where an error counts as importance * sqrt(twice the block's mean square + x^2)."""
     block = minimum(LANE + group, n_blocks - 1)
@@ -157,8 +158,8 @@ def _fit_weighted(
         scale, least, inverse, origin = fit_scale_and_minimum(x, w, 32, limit, -0.9, 0.05, 36)
         fits.scales[j], fits.minima[j] = scale, -least
         fits.inverses[j], fits.origins[j] = inverse, origin
-    d = code_by_least_error(fits.scales, sums_of_weights, fits.scale_codes)
-    return d, code_by_least_error(fits.minima, sums_of_weights, fits.minimum_codes)
+    d = code_by_least_error(fits.scales, sums_of_weights, fits.scale_codes, highest_scale)
+    return d, code_by_least_error(fits.minima, sums_of_weights, fits.minimum_codes, highest_scale)
 
 
 @inlined
@@ -199,9 +200,12 @@ def _store_scales(
     dmin = store_half(blocks, block + Q4_K.dmin, dmin)
     pack(blocks, block + Q4_K.scales, fits.scale_codes, fits.minimum_codes, lane)
     for j in range(8):
-        code, minimum_code = unpack(blocks, block + Q4_K.scales, j)
-        scale, least = d * code, dmin * minimum_code
+        scale_code, minimum_code = unpack(blocks, block + Q4_K.scales, j)
+        scale, least = d * scale_code, dmin * minimum_code
         for half in range(2):
             x = load(F32x16, values, 256 * number + 32 * j + 16 * half)
-            exact = (x + least) / scale if scale != 0 else fits.inverses[j][lane] * (x - fits.origins[j][lane])
-            q[2 * j + half] = convert(I32x16, clamp(nearest_int(exact), 0, limit))
+            if scale != 0:
+                code = clamp(nearest_int((x + least) / scale), 0, limit)
+            else:
+                code = rint(clamp(fits.inverses[j][lane] * (x - fits.origins[j][lane]), 0, limit))
+            q[2 * j + half] = convert(I32x16, code)

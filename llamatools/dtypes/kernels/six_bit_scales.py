@@ -59,12 +59,12 @@ def code_by_largest(x: Any, codes: Any) -> Any:
 
 
 @inlined
-def code_by_least_error(x: Any, w: Any, codes: Any) -> Any:
+def code_by_least_error(x: Any, w: Any, codes: Any, highest: int) -> Any:
     """Codes 0 .. 63 for eight numbers per lane, x ~ unit * code, of small sum w * (x - unit * code)^2: make_qp_quants.
 
     Tries nine units near that which makes the largest x 63, then, up to five times over, changes each code on its own
     to what is best beside the others. Returns the unit. x, w: scratch of F32x16; codes: scratch of I32x16, filled.
-    A negative x gets a code that wraps around at 256, as in ggml, which stores it in a byte.
+    A negative x gets a code that wraps around at 256, as in ggml, which stores it in a byte; then at most `highest`.
     """
     largest = splat(F32x16, 0)
     for j in range(8):
@@ -92,7 +92,7 @@ def code_by_least_error(x: Any, w: Any, codes: Any) -> Any:
             wxq = select(better, new_wxq, wxq)
             wqq = select(better, new_wqq, wqq)
     for j in range(8):
-        codes[j] = convert(I32x16, select(counts, q[j], 0))
+        codes[j] = convert(I32x16, select(counts, minimum(q[j], highest), 0))
     return select(counts & (wqq > 0), wxq / wqq, 0)
 
 
