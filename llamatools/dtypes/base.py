@@ -27,6 +27,8 @@ class DType:
     decode: blocks (n_rows, blocks per row) -> float32 (n_rows, weights per row); None where not supported.
     encode: float32 (n_rows, weights per row), and the importance of each column (weights per row,) or None,
         -> blocks (n_rows, blocks per row); None where not supported.
+    search: as encode, looking further for codes and scales of less weighted error; None where there is no search, or
+        where encode leaves nothing to look for.
     """
 
     name: str
@@ -35,6 +37,7 @@ class DType:
     block_size: int = 1
     decode: Decode | None = None
     encode: Encode | None = None
+    search: Encode | None = None
 
     def __str__(self) -> str:
         return self.name
