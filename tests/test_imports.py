@@ -21,6 +21,7 @@ ORDER = (
     ("names",),
     ("tokenizers", "formats"),
     ("recipes",),
+    ("mixtures",),
     ("provenance", "draft"),
     ("plan", "fill", "recognise"),
     ("conversion", "views"),

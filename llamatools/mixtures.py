@@ -1,0 +1,290 @@
+"""Named recipes: for a given model, the rules that give every tensor the dtype llama-quantize gives it.
+
+Source of the choices: llama.cpp's src/llama-quant.cpp at b11434 (llama_tensor_get_type_impl and its callers), for the
+architecture "llama". What is only stated there as code:
+
+- Layers are counted, not named: the i-th attn_v (or ffn_down) in the order of layers and then of names. Tensors that
+  an override decides are not counted. With experts, ffn_down goes by the layer's number.
+- The output matrix, or the embedding where it serves as output, is Q6_K, but Q8_0 where its rows do not divide into
+  blocks of the recipe's main dtype or that is Q8_0.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from .dtypes import DType
+from .dtypes.k_quants import Q4_K, Q5_K, Q6_K
+from .dtypes.legacy import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from .dtypes.nonlinear import IQ4_NL, IQ4_XS
+from .errors import FormatError, UnsupportedError, UsageError
+from .metadata import INTEGERS, Metadata, string
+from .recipes import Recipe, Rule, Shaped, check_effect, first_matches, has_one_row, read_recipe, with_overrides
+
+
+class Place(NamedTuple):
+    """The i-th of n tensors of a kind, n_gqa query heads per key head, and whether there is an imatrix."""
+
+    i: int
+    n: int
+    n_gqa: int
+    has_imatrix: bool
+
+
+def nowhere(_: Place) -> bool:
+    return False
+
+
+def more_bits(at: Place) -> bool:
+    """The first and the last eighth, and every third between."""
+    eighth = at.n // 8
+    return at.i < eighth or at.i >= 7 * at.n // 8 or (at.i - eighth) % 3 == 2
+
+
+def first_four(at: Place) -> bool:
+    return at.i < 4
+
+
+def first_eighth(at: Place) -> bool:
+    return at.i < at.n // 8
+
+
+def first_eighth_with_imatrix(at: Place) -> bool:
+    return first_eighth(at) and at.has_imatrix
+
+
+def first_eighth_without_imatrix(at: Place) -> bool:
+    return first_eighth(at) and not at.has_imatrix
+
+
+def grouped_queries(at: Place) -> bool:
+    return at.n_gqa >= 4
+
+
+Better = tuple[DType, Callable[[Place], bool]]  # a dtype, and where it is taken instead of the main one
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A named recipe before it is made for a model.
+
+    main: the dtype of most tensors. file_type: LLAMA_FTYPE_*. attn_v, ffn_down: where these get another one.
+    attn_output: what it gets in a model of eight experts.
+    """
+
+    main: DType
+    file_type: int
+    attn_v: Better = (Q8_0, nowhere)
+    ffn_down: Better = (Q8_0, nowhere)
+    attn_output: DType | None = None
+
+
+MIXTURES = {
+    "q4_0": Mixture(Q4_0, 2, ffn_down=(Q4_1, first_eighth_with_imatrix)),
+    "q4_1": Mixture(Q4_1, 3),
+    "q5_0": Mixture(Q5_0, 8, ffn_down=(Q5_1, first_eighth_with_imatrix)),
+    "q5_1": Mixture(Q5_1, 9),
+    "q8_0": Mixture(Q8_0, 7),
+    "q4_k_s": Mixture(Q4_K, 14, (Q5_K, first_four), (Q5_K, first_eighth), Q5_K),
+    "q4_k_m": Mixture(Q4_K, 15, (Q6_K, more_bits), (Q6_K, more_bits), Q5_K),
+    "q5_k_s": Mixture(Q5_K, 16),
+    "q5_k_m": Mixture(Q5_K, 17, (Q6_K, more_bits), (Q6_K, more_bits)),
+    "q6_k": Mixture(Q6_K, 18),
+    "iq4_nl": Mixture(IQ4_NL, 25, (Q5_K, grouped_queries), (Q5_K, first_eighth_without_imatrix), Q5_K),
+    "iq4_xs": Mixture(IQ4_XS, 30, (Q5_K, grouped_queries), (Q5_K, first_eighth_without_imatrix), Q5_K),
+}
+NAMES = tuple(MIXTURES)
+
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+# Never quantized; tensors of one row are not, either.
+KEPT = (Rule(r"_norm\.weight", None), Rule(r"ffn_gate_inp\.weight", None), Rule(r"(?<!weight)$", None))
+
+
+def recipe_for(
+    name: str | os.PathLike[str],
+    tensors: Sequence[Shaped],
+    metadata: Metadata,
+    *,
+    has_imatrix: bool = False,
+    pure: bool = False,
+    output_type: DType | None = None,
+    embedding_type: DType | None = None,
+    overrides: Sequence[Rule] = (),
+) -> Recipe:
+    """The recipe that a user asked for: one of NAMES, in any case, made for this model, or the path of a file.
+
+    tensors: the model's, under GGUF names. metadata: its GGUF keys. has_imatrix: whether an imatrix is given.
+    pure: all tensors get the named recipe's main dtype. overrides: rules before the recipe's own. output_type: of
+    output.weight, or of the embedding where that serves as output. embedding_type: of token_embd.weight. Both of these
+    come before `overrides`, as in llama-quantize; an output_type that means the embedding comes after them.
+
+    Raises UsageError for an unknown name, or a rule asked for that decides no tensor; UnsupportedError for a named
+    recipe on another architecture; and what `read_recipe` raises.
+    """
+    has_output = any(tensor.name == OUTPUT for tensor in tensors)
+    asked = [Rule(_exactly(EMBEDDING), embedding_type)] if embedding_type else []
+    if output_type and has_output:
+        asked.append(Rule(_exactly(OUTPUT), output_type))
+    asked += overrides
+    if output_type and not has_output:
+        asked.append(Rule(_exactly(EMBEDDING), output_type))
+
+    mixture = MIXTURES.get(str(name).lower())
+    if mixture is None:
+        return with_overrides(_from_file(Path(name), pure), asked, tensors)
+
+    quantizable = [tensor for tensor in tensors if not has_one_row(tensor)]
+    kept = [rule for rule in KEPT if any(rule.matches(tensor.name) for tensor in quantizable)]
+    check_effect(asked, [*kept, *asked], tensors)
+    rules: list[Rule] = []
+    if not pure:
+        decided = first_matches([*kept, *asked], quantizable)
+        model = Model.of(metadata, tensors, has_imatrix)
+        dtypes = mixed(mixture, [tensor for tensor in quantizable if decided[tensor.name] is None], model)
+        rules = grouped(dtypes, mixture.main)
+    return Recipe((*kept, *asked, *rules, Rule("weight$", mixture.main)), str(name).lower(), mixture.file_type)
+
+
+def _from_file(path: Path, pure: bool) -> Recipe:
+    if not path.exists():
+        near = get_close_matches(str(path).lower(), NAMES, n=1)
+        raise UsageError(
+            f"{str(path)!r} is neither a named recipe nor a file",
+            todo=f"Did you mean {near[0]}?" if near else f"The names are {', '.join(NAMES)}",
+        )
+    if pure:
+        raise UsageError("a recipe file has no main dtype", where="--pure", todo="Name a recipe")
+    return read_recipe(path)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the choices depend on. n_gqa: query heads per key head. is_tied: the embedding serves as output.
+
+    n_attn_v: matrices of values, or of queries, keys and values in one.
+    """
+
+    n_layers: int
+    n_gqa: int
+    n_experts: int
+    n_attn_v: int
+    is_70b: bool
+    is_tied: bool
+    has_imatrix: bool
+
+    @classmethod
+    def of(cls, metadata: Metadata, tensors: Iterable[Shaped], has_imatrix: bool) -> Model:
+        """Raises UnsupportedError for another architecture than llama."""
+        architecture = metadata.get("general.architecture", string("")).data
+        if architecture != "llama":
+            raise UnsupportedError(
+                f"the named recipes are for the architecture 'llama', not for {architecture!r}",
+                todo="Write a recipe file",
+            )
+        names = [tensor.name for tensor in tensors]
+        n_layers = _number(metadata, "llama.block_count", 0)
+        n_heads = _number(metadata, "llama.attention.head_count", 0)
+        n_kv_heads = _number(metadata, "llama.attention.head_count_kv", n_heads)
+        n_experts = _number(metadata, "llama.expert_count", 0)
+        return cls(
+            n_layers=n_layers,
+            n_gqa=n_heads // n_kv_heads if n_kv_heads else 0,
+            n_experts=n_experts,
+            n_attn_v=sum(map(_is_attn_v, names)),
+            is_70b=n_layers == 80 and n_heads != n_kv_heads and n_experts != 8,
+            is_tied=OUTPUT not in names,
+            has_imatrix=has_imatrix,
+        )
+
+
+def _number(metadata: Metadata, key: str, default: int) -> int:
+    value = metadata.get(key)
+    if value is None:
+        return default
+    if value.kind not in INTEGERS:
+        raise FormatError(f"{value.kind} where an integer is required", where=f"key '{key}'")
+    return int(value.data)
+
+
+def mixed(mixture: Mixture, tensors: Iterable[Shaped], model: Model) -> dict[str, DType]:
+    """The dtype of each tensor, before rows that do not divide are looked at."""
+    dtypes = {}
+    i_attn_v = i_ffn_down = 0
+    for tensor in sorted(tensors, key=lambda tensor: (_layer(tensor.name), tensor.name)):
+        name, dtype = tensor.name, mixture.main
+        if name == OUTPUT or (name == EMBEDDING and model.is_tied):
+            dtype = Q8_0 if tensor.shape[-1] % dtype.block_size or dtype is Q8_0 else Q6_K
+        elif _is_attn_v(name):
+            better, where = mixture.attn_v
+            if where(Place(i_attn_v, model.n_attn_v, model.n_gqa, model.has_imatrix)):
+                dtype = better
+            elif model.is_70b and dtype is Q4_K:
+                dtype = Q5_K  # eight query heads share these, so they are small
+            if model.n_experts == 8:
+                dtype = Q8_0
+            i_attn_v += 1
+        elif "attn_k.weight" in name:
+            dtype = Q8_0 if model.n_experts == 8 else dtype
+        elif "attn_output.weight" in name:
+            dtype = (mixture.attn_output if model.n_experts == 8 else None) or dtype
+        elif "ffn_down" in name:
+            better, where = mixture.ffn_down
+            i = _layer(name) if model.n_experts > 1 else i_ffn_down
+            if where(Place(i, model.n_layers, model.n_gqa, model.has_imatrix)):
+                dtype = better
+            i_ffn_down += 1
+        dtypes[name] = dtype
+    return dtypes
+
+
+def _is_attn_v(name: str) -> bool:
+    return "attn_v.weight" in name or "attn_qkv.weight" in name
+
+
+BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
+
+
+def _layer(name: str) -> int:
+    block = re.match(r"blk\.(\d+)", name)
+    return int(block[1]) if block else -1
+
+
+def grouped(dtypes: dict[str, DType], main: DType) -> list[Rule]:
+    """As few rules as say which tensors get another dtype than `main`: one for each set of layers and dtype."""
+    layers: dict[str, dict[DType, list[int]]] = defaultdict(lambda: defaultdict(list))  # kind: dtype: layers
+    rules = []
+    for name, dtype in dtypes.items():
+        if block := BLOCK.fullmatch(name):
+            layers[block[2]][dtype].append(int(block[1]))
+        elif dtype is not main:
+            rules.append(Rule(_exactly(name), dtype))
+    kinds: dict[tuple[str, DType], list[str]] = defaultdict(list)  # layers, dtype: kinds
+    everywhere: dict[DType, list[str]] = defaultdict(list)
+    for kind, by_dtype in layers.items():
+        most = main if main in by_dtype else max(by_dtype, key=lambda dtype: len(by_dtype[dtype]))
+        if most is not main:
+            everywhere[most].append(kind)
+        for dtype, numbers in by_dtype.items():
+            if dtype is not most:
+                kinds["|".join(map(str, numbers)), dtype].append(kind)
+    for (numbers_, dtype), names in kinds.items():
+        rules.append(Rule(rf"^blk\.({numbers_})\.{_any(names)}\.weight$", dtype))
+    for dtype, names in everywhere.items():
+        rules.append(Rule(rf"^blk\.\d+\.{_any(names)}\.weight$", dtype))
+    return rules
+
+
+def _any(names: Sequence[str]) -> str:
+    escaped = "|".join(map(re.escape, names))
+    return f"({escaped})" if len(names) > 1 else escaped
+
+
+def _exactly(name: str) -> str:
+    return f"^{re.escape(name)}$"
