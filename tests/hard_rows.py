@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260k"
+MODELS = {
+    "stories260k": Path(__file__).parents[2] / "shared" / "data" / "stories260k",
+    "tiny-llama": Path(__file__).parents[1] / "fixtures" / "tiny-llama",
+}
 
 
 def ordinary_rows(n_columns: int, n_rows: int = 37) -> dict[str, Floats]:
@@ -60,17 +63,21 @@ def edge_rows(n_columns: int) -> Floats:
     return np.array(rows, np.float32)
 
 
-def real_rows(n_columns: int) -> Floats:
-    """The weights of stories260k, one after the other, cut into rows. Skips where they are not at hand."""
+def real_rows(model: str, n_columns: int) -> Floats:
+    """Weights of stories260k or tiny-llama, one after the other, cut into rows; of the latter, every seventh row.
+
+    Skips where they are not at hand.
+    """
     import pytest  # not above: digests.py runs where there is no pytest
 
     torch = pytest.importorskip("torch")
-    path = STORIES / "consolidated.00.pth"
-    if not path.exists():
+    files = sorted(MODELS[model].glob("consolidated.*.pth"))
+    if not files:
         pytest.skip("needs ../shared/data")
-    tensors = torch.load(path, weights_only=True)
-    flat = np.concatenate([t.float().numpy().ravel() for name, t in tensors.items() if t.ndim == 2])
-    return flat[: flat.size // n_columns * n_columns].reshape(-1, n_columns)
+    tensors = [tensor for file in files for tensor in torch.load(file, weights_only=True).values()]
+    flat = np.concatenate([tensor.float().numpy().ravel() for tensor in tensors if tensor.ndim == 2])
+    rows = flat[: flat.size // n_columns * n_columns].reshape(-1, n_columns)
+    return rows[:: 7 if model == "tiny-llama" else 1]
 
 
 def importances(n_columns: int) -> dict[str, Floats]:
