@@ -38,24 +38,10 @@ def assert_decodes_as_ggml_does(dtype: DType, blocks: NDArray) -> None:
 
 
 def test_all_that_should_be_are_decoded_and_encoded() -> None:
-    encoded = set(
-        [
-            "F32",
-            "F16",
-            "BF16",
-            "Q4_0",
-            "Q4_1",
-            "Q5_0",
-            "Q5_1",
-            "Q8_0",
-            "Q4_K",
-            "Q5_K",
-            "Q6_K",
-            "IQ4_NL",
-            "IQ4_XS",
-            "MXFP4",
-        ]
-    )
+    encoded = {
+        "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K",
+        "IQ4_NL", "IQ4_XS", "MXFP4",
+    }  # fmt: skip
     assert {param.id for param in ENCODED} == encoded
     assert {param.id for param in DECODED} == encoded | {"Q2_K", "Q3_K"}
 
