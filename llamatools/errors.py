@@ -2,14 +2,18 @@
 
 Every error that a user can cause is a `LlamatoolsError`. It is raised with facts (what is wrong, where, what to do) and
 worded here: `<file>: <where>: <what>. <what to do>`. Whoever opens a file attaches its path, once, with `in_file`.
+
+A reader that can go on after an error tells it to a `Report`. `refuse` raises it, so that reading ends there; a list's
+`append` collects it, so that a damaged file is shown as far as it makes sense.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
+from typing import NoReturn
 
 # Exit codes of the command line; documented in docs/reference/exit-codes.md.
 EXIT_SOUND = 0
@@ -29,18 +33,29 @@ class LlamatoolsError(Exception):
     where: the place inside the file (a tensor, a key, a byte).
     todo: what the user can do about it, as a sentence without its full stop.
     file: the file; usually attached by `in_file`.
+    code: its short name as a finding (check/findings.py). span: the bytes of the file that it concerns.
     """
 
     exit_code = EXIT_BAD_INPUT
+    code = "damaged"
 
     def __init__(
-        self, what: str, *, where: str | None = None, todo: str | None = None, file: str | PathLike[str] | None = None
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        todo: str | None = None,
+        file: str | PathLike[str] | None = None,
+        code: str | None = None,
+        span: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.todo = todo
         self.file = None if file is None else fspath(file)
+        self.code = code or type(self).code
+        self.span = span
 
     def __str__(self) -> str:
         account = ": ".join(part for part in (self.file, self.where, self.what) if part)
@@ -61,6 +76,7 @@ class UnsupportedError(LlamatoolsError):
     """The file is sound but llamatools has no support for what it holds."""
 
     exit_code = EXIT_UNSUPPORTED
+    code = "unsupported"
 
 
 class SpaceError(LlamatoolsError):
@@ -94,6 +110,25 @@ def in_file(path: str | PathLike[str]) -> Iterator[None]:
         kind = SpaceError if error.errno in _NO_SPACE else FormatError
         reason = error.strerror or str(error)
         raise kind(reason[:1].lower() + reason[1:], file=path) from error
+
+
+Report = Callable[[LlamatoolsError], None]
+
+
+def refuse(error: LlamatoolsError) -> NoReturn:
+    """The report of a strict reader: what is wrong is raised."""
+    raise error
+
+
+def naming(path: str | PathLike[str], report: Report) -> Report:
+    """`report`, but told of errors that carry the path of their file."""
+
+    def tell(error: LlamatoolsError) -> None:
+        if error.file is None:
+            error.file = fspath(path)
+        report(error)
+
+    return tell
 
 
 def printable(text: str) -> str:

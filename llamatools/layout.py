@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .checkpoint import Hyperparameters, Note, Tokenizer
 from .dtypes import DType
+from .errors import LlamatoolsError
 from .metadata import Metadata
 from .tensors import LazyTensor
 
@@ -61,8 +62,12 @@ class Layout:
 
     format: "GGUF v3", "safetensors", "Meta checkpoint", "torch zip". size: bytes of all files together.
     alignment: what the format promises for every tensor, None where it promises nothing.
-    data_offset: where tensor data begin, None where that has no meaning.
+    header_end: the byte after the header, before its padding; None where that has no meaning.
+    data_offset: where tensor data begin, None where that has no meaning or, in a damaged file, cannot be known (the
+    tensors' offsets then count from there).
     tensors: in the order of the file's own list.
+    problems: what is wrong with the files, as far as their reader noticed. Only `inspect` gives layouts that have any.
+    stopped_at: the byte where reading a damaged header ended; what lies behind it was not understood.
     """
 
     format: str
@@ -70,11 +75,14 @@ class Layout:
     tensors: tuple[PlacedTensor, ...]
     metadata: Metadata = field(default_factory=dict)
     alignment: int | None = None
+    header_end: int | None = None
     data_offset: int | None = None
     hparams: Hyperparameters | None = None
     tokenizer: Tokenizer | None = None
     notes: tuple[Note, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[LlamatoolsError, ...] = ()
+    stopped_at: int | None = None
 
     @property
     def size(self) -> int:

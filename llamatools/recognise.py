@@ -9,9 +9,9 @@ from pathlib import Path
 
 from . import names
 from .checkpoint import Checkpoint, Scheme
-from .errors import FormatError, in_file
+from .errors import FormatError, LlamatoolsError, Report, in_file, naming, refuse
 from .formats import gguf, safetensors
-from .formats.impostors import refuse_impostor
+from .formats.impostors import IMPOSTORS, refuse_impostor
 from .formats.meta import DEFAULTS, MetaOptions, is_meta_folder, open_meta
 from .formats.pth import read_pth
 from .layout import File, Layout, PlacedTensor
@@ -31,7 +31,7 @@ def open(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Check
     path = Path(path)
     if _kind(path) == "Meta checkpoint":
         return open_meta(path, options)
-    layout = inspect(path)
+    layout = _read(path, options, refuse)
     tensors: dict[str, LazyTensor] = {tensor.name: tensor.source for tensor in layout.tensors if tensor.source}
     sources = dict.fromkeys(tensor.file for tensor in tensors.values() if isinstance(tensor, FileTensor))
     return Checkpoint(
@@ -48,19 +48,45 @@ def open(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Check
 def inspect(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Layout:
     """What the model at `path` looks like: hyperparameters, tokenizer, and where every tensor lies.
 
-    Recognises what `open` does, and raises what it raises. A GGUF of another architecture has no hyperparameters here.
+    Recognises what `open` does. A damaged file is shown as far as it makes sense: what is wrong with it stands in the
+    layout's `problems`, as in `check`'s findings. A GGUF of another architecture has no hyperparameters here.
+    Raises FormatError where there is no model at all, UnsupportedError for files that are none of llamatools' business.
     """
     path = Path(path)
-    kind = _kind(path)
-    with in_file(path):
-        if kind == "Meta checkpoint":
-            return _meta_layout(open_meta(path, options))
-        if kind == "GGUF":
-            return _understood(gguf.read_gguf(path))
-        if kind == "safetensors":
-            return safetensors.read_safetensors(path)
-        pth = read_pth(path)
-        return Layout("torch zip", (File(path, pth.file.size),), tuple(_placed(t, 0) for t in pth.tensors.values()))
+    problems: list[LlamatoolsError] = []
+    layout = _read(path, options, problems.append)
+    return replace(layout, problems=tuple(problems))
+
+
+def _read(path: Path, options: MetaOptions, report: Report) -> Layout:
+    """The layout of what is at `path`. report: is told what is wrong with it; if it does not raise, reading goes on."""
+    report = naming(path, report)
+    try:
+        kind = _kind(path)
+    except FormatError as error:
+        if error.code not in IMPOSTORS:
+            raise
+        report(error)
+        return _unread(path, "no model")
+    try:
+        with in_file(path):
+            if kind == "Meta checkpoint":
+                return _meta_layout(open_meta(path, options))
+            if kind == "GGUF":
+                return _understood(gguf.read_gguf(path, report=report), report)
+            if kind == "safetensors":
+                return safetensors.read_safetensors(path, report=report)
+            pth = read_pth(path)
+            return Layout("torch zip", (File(path, pth.file.size),), tuple(_placed(t, 0) for t in pth.tensors.values()))
+    except FormatError as error:
+        report(error)
+        return _unread(path, kind)
+
+
+def _unread(path: Path, kind: str) -> Layout:
+    """The layout of a file, or of a folder with files, of which nothing more is known."""
+    paths = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return Layout(kind, tuple(File(file, file.stat().st_size) for file in paths), ())
 
 
 def _kind(path: Path) -> str:
@@ -87,15 +113,20 @@ def _kind(path: Path) -> str:
         )
 
 
-def _understood(layout: Layout) -> Layout:
+def _understood(layout: Layout, report: Report) -> Layout:
     """A GGUF's layout with hyperparameters and tokenizer read from its keys."""
     architecture = layout.metadata.get("general.architecture")
     is_llama = architecture is not None and architecture.data == "llama"
-    return replace(
-        layout,
-        hparams=names.hparams_from_gguf(layout.metadata) if is_llama else None,
-        tokenizer=gguf_keys.from_metadata(layout.metadata),
-    )
+    hparams, tokenizer = None, None
+    try:
+        hparams = names.hparams_from_gguf(layout.metadata) if is_llama else None
+    except FormatError as error:
+        report(error)
+    try:
+        tokenizer = gguf_keys.from_metadata(layout.metadata)
+    except FormatError as error:
+        report(error)
+    return replace(layout, hparams=hparams, tokenizer=tokenizer)
 
 
 def _meta_layout(checkpoint: Checkpoint) -> Layout:

@@ -34,6 +34,7 @@ BIG = 2**64 - 1
 KEYS, TENSORS = some_keys(), some_tensors()
 HERE, GONE = Tensor("here"), "The file is probably truncated"
 DAMAGED = "The file is damaged or truncated"
+WHOLE = "The data is whole: `llamatools convert` lays it out anew"
 READ = "Versions 2 and 3 are read, little-endian"
 
 
@@ -131,30 +132,32 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "TENSORS_BAD_OFFSET": (
         build(tensors=[HERE, Tensor("my_tensor", offset=BIG)], data=False),
-        f"tensor 'my_tensor': its offset is {BIG}, but padded to 32 the tensors before it end at 128. "
-        "The file is damaged or was written wrongly",
+        f"tensor 'my_tensor': its data begin at byte {128 + BIG}, but tensor 'here' ends at 256, which padded to 32 is "
+        f"256: a hole of {BIG - 128} bytes. {WHOLE}",
     ),
     "TENSORS_DUPLICATE_NAME": (build(tensors=[HERE, HERE], data=False), "tensor 'here': two tensors have this name"),
     "TENSORS_BAD_ALIGN": (build([aligned(U32, 13)], TENSORS, alignment=13, data=False), "13 is no power of two"),
     "TENSORS_INCONSISTENT_ALIGN": (
         build(tensors=[Tensor("first", 24, (5,)), Tensor("my_tensor", 24, (5,), offset=5)], data=False),
-        "tensor 'my_tensor': its offset is 5, but padded to 32 the tensors before it end at 32. "
-        "The file is damaged or was written wrongly",
+        "key 'general.alignment': the tensors' offsets are the running sum for 1, but general.alignment is not "
+        f"stated, which means 32. {WHOLE}",
     ),
     "DATA_NOT_ENOUGH_DATA": (
         build(tensors=[HERE, Tensor("my_tensor")], cut=1),
-        f"tensor 'my_tensor': its data is bytes 256 to 384, but the file ends at 383. {GONE}",
+        "tensor 'my_tensor': its data is bytes 256 to 384, but the file ends at 383: 1 bytes of 1 tensor are missing. "
+        f"{GONE}",
     ),
     "DATA_BAD_ALIGN": (build([aligned(U32, 13)], TENSORS, alignment=13), "13 is no power of two"),
     "DATA_INCONSISTENT_ALIGN": (
         build(tensors=[Tensor("first", 24, (5,)), Tensor("my_tensor", 24, (5,), offset=5)]),
-        "tensor 'my_tensor': its offset is 5, but padded to 32 the tensors before it end at 32. "
-        "The file is damaged or was written wrongly",
+        "key 'general.alignment': the tensors' offsets are the running sum for 1, but general.alignment is not "
+        f"stated, which means 32. {WHOLE}",
     ),
     "DATA_MEM_SIZE_OVERFLOW": (
         build(tensors=[Tensor("first", 24, (2**63 - 64,)), Tensor("second", 24, (2**63 - 64,))], data=False)
         + bytes(32),
-        f"tensor 'first': its data is bytes 128 to {128 + 2**63 - 64}, but the file ends at 160. {GONE}",
+        f"tensor 'first': its data is bytes 128 to {128 + 2**63 - 64}, but the file ends at 160: "
+        f"{2**64 - 160} bytes of 2 tensors are missing. {GONE}",
     ),
 }
 
@@ -245,7 +248,9 @@ def test_cut_anywhere(tmp_path: Path) -> None:
         path.write_bytes(SMALL[:size])
         for header_only, needed in ((True, header_end), (False, data_end)):
             if size < needed:
-                with pytest.raises(FormatError, match=r"ends at \d+\. The file is prob|announced|is empty|begins with"):
+                with pytest.raises(
+                    FormatError, match=r"ends at \d+[.:].* The file is prob|announced|is empty|begins with"
+                ):
                     read_gguf(path, header_only=header_only)
             else:
                 layout = read_gguf(path, header_only=header_only)

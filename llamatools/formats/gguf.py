@@ -1,29 +1,29 @@
 """Reading GGUF files: their header, and where each tensor lies. The byte layout stands in gguf_write.py.
 
-Version 2 reads as version 3 does. Before anything is believed, one equation is held against the file: every tensor
-begins at the running sum of the padded sizes before it, and ends inside the file. Sums are Python integers, which do
-not overflow; counts and lengths are believed only as far as bytes are left. Whatever is accepted here, llama.cpp's
-gguf_init_from_file accepts (ggml/src/gguf.cpp).
+Version 2 reads as version 3 does. Counts and lengths are believed only as far as bytes are left, offsets only as far as
+gguf_placement.py finds them right. Whatever is accepted here, llama.cpp's gguf_init_from_file accepts
+(ggml/src/gguf.cpp). What is not accepted is told to a report: `refuse` raises it, a list's append collects it.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..dtypes import BY_ID, DType
-from ..errors import FormatError, UnsupportedError, in_file
+from ..errors import FormatError, Report, UnsupportedError, in_file, naming, refuse
 from ..layout import File, Layout, PlacedTensor
 from ..metadata import Kind, Metadata, Value
-from ..tensors import FileTensor, SourceFile
+from ..tensors import SourceFile
+from .gguf_placement import Entry, place, require_data
 from .gguf_strings import read_strings
-from .gguf_write import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_AXES, MAX_NAME_NBYTES, NUMBERS, check_rows, padded
+from .gguf_write import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_AXES, MAX_NAME_NBYTES, NUMBERS, check_rows
 from .impostors import refuse_impostor
 from .window import Window
 
@@ -35,28 +35,45 @@ MAX_NBYTES = (1 << 63) - 1  # of a tensor, were no axis of it 0
 REMOVED = {4, 5, 31, 32, 33, 36, 37, 38}  # ggml's numbers of types that it once had (ggml/include/ggml.h)
 
 
-def read_gguf(path: Path, *, header_only: bool = False) -> Layout:
+def read_gguf(path: Path, *, header_only: bool = False, report: Report = refuse) -> Layout:
     """The layout of a GGUF file, version 2 or 3, little-endian.
 
-    header_only: accept a file that ends after its header.
+    header_only: accept a file that ends after its header. report: is told what is wrong with the file; unless it
+    raises, reading goes on, and where it cannot, the layout has what was read so far.
     Raises FormatError for a file that is damaged, truncated or hostile, UnsupportedError for other versions, the other
     byte order and types of weights that are unknown.
     """
+    report = naming(path, report)
     with in_file(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         window = Window(file.fileno(), size)
         version = _read_version(window, size)
-        n_tensors, n_keys = window.unpack("<QQ", "header")
-        _believe(n_tensors, "tensors", MIN_TENSOR_NBYTES, window)
-        _believe(n_keys, "keys", MIN_KEY_NBYTES, window)
-        metadata = _read_metadata(window, n_keys)
-        alignment = _alignment(metadata)
-        entries = [_read_entry(window, n) for n in range(n_tensors)]
-        data_offset = padded(window.at, alignment)
-        tensors = _place(entries, SourceFile(path, size), data_offset, alignment)
-        if not header_only:
-            _require_data(tensors, size)
-    return Layout(f"GGUF v{version}", (File(path, size),), tensors, metadata, alignment, data_offset)
+        layout = Layout(f"GGUF v{version}", (File(path, size),), ())
+        metadata: dict[str, Value] = {}
+        entries: list[Entry] = []
+        try:
+            n_tensors, n_keys = window.unpack("<QQ", "header")
+            _believe(n_tensors, "tensors", MIN_TENSOR_NBYTES, window)
+            _believe(n_keys, "keys", MIN_KEY_NBYTES, window)
+            _read_metadata(window, n_keys, metadata, report)
+            stated = _alignment(metadata, report)
+            _read_entries(window, n_tensors, entries, report)
+        except FormatError as error:
+            report(error)
+            listed = tuple(PlacedTensor(e.name, e.dtype, e.shape, e.offset, e.nbytes or 0) for e in entries)
+            return replace(layout, tensors=listed, metadata=metadata, stopped_at=window.at)
+        source = SourceFile(path, size)
+        data_offset, tensors = place(entries, source, window.at, stated, window.peek, report)
+    if not header_only:
+        require_data(tensors, size, report)
+    return replace(
+        layout,
+        tensors=tensors,
+        metadata=metadata,
+        alignment=stated or DEFAULT_ALIGNMENT,
+        header_end=window.at,
+        data_offset=data_offset,
+    )
 
 
 def _read_version(window: Window, size: int) -> int:
@@ -83,17 +100,18 @@ def _believe(n: int, what: str, nbytes_each: int, window: Window) -> None:
         raise FormatError(f"{n} {what} are announced, where {MAX_COUNT} are allowed", where="header")
 
 
-def _read_metadata(window: Window, n_keys: int) -> dict[str, Value]:
-    metadata: dict[str, Value] = {}
+def _read_metadata(window: Window, n_keys: int, metadata: dict[str, Value], report: Report) -> None:
     for n in range(n_keys):
+        start = window.at
         key = _read_text(window, f"key {n}")
         where = f"key {key!r}"
         if not key:
-            raise FormatError("it has no name", where=f"key {n}")
+            report(FormatError("it has no name", where=f"key {n}", code="key-name", span=(start, window.at)))
+        value = _read_value(window, where)
         if key in metadata:
-            raise FormatError("it stands twice in the file", where=where)
-        metadata[key] = _read_value(window, where)
-    return metadata
+            report(FormatError("it stands twice in the file", where=where, code="key-twice", span=(start, window.at)))
+        else:
+            metadata[key] = value
 
 
 def _read_text(window: Window, where: str) -> str:
@@ -131,34 +149,40 @@ def _read_numbers(window: Window, kind: Kind, n: int, where: str) -> NDArray[Any
     return window.numbers(NUMBERS[kind], n, where)
 
 
-def _alignment(metadata: Metadata) -> int:
+def _alignment(metadata: Metadata, report: Report) -> int | None:
+    """What the file states, None where that is nothing or no alignment."""
     value = metadata.get(ALIGNMENT_KEY)
     if value is None:
-        return DEFAULT_ALIGNMENT
+        return None
     where = f"key {ALIGNMENT_KEY!r}"
     if value.kind is not Kind.UINT32:
-        raise FormatError(f"{value.kind} where uint32 is required", where=where)
+        report(FormatError(f"{value.kind} where uint32 is required", where=where, code="key-type"))
+        return None
     alignment = int(value.data)
     if alignment == 0 or alignment & (alignment - 1):
-        raise FormatError(f"{alignment} is no power of two", where=where)
+        report(FormatError(f"{alignment} is no power of two", where=where, code="alignment-value"))
+        return None
     return alignment
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor as the file states it; its offset counts from where the data begin."""
+def _read_entries(window: Window, n_tensors: int, entries: list[Entry], report: Report) -> None:
+    seen: set[str] = set()
+    for n in range(n_tensors):
+        entry = _read_entry(window, n, report)
+        entries.append(entry)
+        if entry.name in seen:
+            where = f"tensor {entry.name!r}"
+            report(FormatError("two tensors have this name", where=where, code="tensor-twice"))
+        seen.add(entry.name)
 
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    offset: int
 
-
-def _read_entry(window: Window, n: int) -> _Entry:
-    (nbytes,) = window.unpack("<Q", f"tensor {n}")
-    if nbytes > MAX_NAME_NBYTES:
-        raise FormatError(f"a name of {nbytes} bytes, where {MAX_NAME_NBYTES} are allowed", where=f"tensor {n}")
-    name = window.take(nbytes, f"tensor {n}").decode("utf-8", "surrogateescape")
+def _read_entry(window: Window, n: int, report: Report) -> Entry:
+    start = window.at
+    (name_nbytes,) = window.unpack("<Q", f"tensor {n}")
+    if name_nbytes > MAX_NAME_NBYTES:
+        what = f"a name of {name_nbytes} bytes, where {MAX_NAME_NBYTES} are allowed"
+        report(FormatError(what, where=f"tensor {n}", code="tensor-name", span=(start, start + 8)))
+    name = window.take(name_nbytes, f"tensor {n}").decode("utf-8", "surrogateescape")
     where = f"tensor {name!r}"
     (n_axes,) = window.unpack("<I", where)
     if n_axes > MAX_AXES:
@@ -167,45 +191,17 @@ def _read_entry(window: Window, n: int) -> _Entry:
     shape = tuple(reversed(lengths))
     dtype = BY_ID.get(id_)
     if dtype is None:
-        raise UnsupportedError(
-            f"weights of ggml's type {id_}, which {'ggml has given up' if id_ in REMOVED else 'is unknown'}",
-            where=where,
-        )
-    check_rows(dtype, shape, where)
-    nbytes = math.prod(axis or 1 for axis in shape) // dtype.block_size * dtype.block_nbytes
-    if max(nbytes, *shape, 0) > MAX_NBYTES:
-        raise FormatError(f"{dtype} {list(shape)} takes {nbytes} bytes, where {MAX_NBYTES} can be counted", where=where)
-    return _Entry(name, dtype, shape, offset)
-
-
-def _place(entries: list[_Entry], source: SourceFile, data_offset: int, alignment: int) -> tuple[PlacedTensor, ...]:
-    """The tensors where they must be: each begins at the running sum of the padded sizes before it."""
-    tensors: dict[str, PlacedTensor] = {}
-    expected = 0
-    for entry in entries:
-        where = f"tensor {entry.name!r}"
-        if entry.name in tensors:
-            raise FormatError("two tensors have this name", where=where)
-        if entry.offset != expected:
-            raise FormatError(
-                f"its offset is {entry.offset}, but padded to {alignment} the tensors before it end at {expected}",
-                where=where,
-                todo="The file is damaged or was written wrongly",
-            )
-        tensor = FileTensor(entry.name, entry.dtype, entry.shape, source, data_offset + entry.offset)
-        tensors[tensor.name] = PlacedTensor(
-            tensor.name, tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes, source=tensor
-        )
-        expected += padded(tensor.nbytes, alignment)
-    return tuple(tensors.values())
-
-
-def _require_data(tensors: Iterable[PlacedTensor], size: int) -> None:
-    """Every tensor must end inside the file; the padding behind the last one may be missing, as in llama.cpp."""
-    for tensor in tensors:
-        if tensor.end > size:
-            raise FormatError(
-                f"its data is bytes {tensor.offset} to {tensor.end}, but the file ends at {size}",
-                where=f"tensor {tensor.name!r}",
-                todo="The file is probably truncated",
-            )
+        has = "ggml has given up" if id_ in REMOVED else "is unknown"
+        what = f"weights of ggml's type {id_}, which {has}"
+        report(UnsupportedError(what, where=where, code="dtype", span=(window.at - 12, window.at - 8)))
+        return Entry(name, DType(f"type {id_}", id_, np.dtype((np.void, 0))), shape, offset, None)
+    try:
+        check_rows(dtype, shape, where)
+        nbytes = math.prod(axis or 1 for axis in shape) // dtype.block_size * dtype.block_nbytes
+        if max(nbytes, *shape, 0) > MAX_NBYTES:
+            what = f"{dtype} {list(shape)} takes {nbytes} bytes, where {MAX_NBYTES} can be counted"
+            raise FormatError(what, where=where, code="shape")
+    except FormatError as error:
+        report(error)
+        return Entry(name, dtype, shape, offset, None)
+    return Entry(name, dtype, shape, offset, nbytes if all(shape) else 0)

@@ -107,7 +107,7 @@ def check_rows(dtype: DType, shape: tuple[int, ...], where: str, todo: str | Non
     row = shape[-1] if shape else 1
     if row % dtype.block_size:
         what = f"rows of {row} weights do not divide into {dtype} blocks of {dtype.block_size}"
-        raise FormatError(what, where=where, todo=todo)
+        raise FormatError(what, where=where, todo=todo, code="shape")
 
 
 def _entry(name: str, dtype: DType, shape: tuple[int, ...], offset: int) -> bytes:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..dtypes import BY_NAME, DType
-from ..errors import FormatError, UnsupportedError, in_file
+from ..errors import FormatError, Report, UnsupportedError, in_file, naming, refuse
 from ..layout import File, Layout, PlacedTensor
 from ..metadata import Value, string
 from ..tensors import FileTensor, SourceFile
@@ -39,9 +39,10 @@ DTYPES: dict[str, DType] = {
 PACKED = ("F4", "F6_E2M3", "F6_E3M2")  # several weights to a byte
 
 
-def read_safetensors(path: Path) -> Layout:
+def read_safetensors(path: Path, *, report: Report = refuse) -> Layout:
     """The layout of a safetensors file, tensors in the order of their bytes.
 
+    report: is told of holes, overlaps and missing data, and if it does not raise, reading goes on.
     Raises FormatError for a file that is damaged, truncated or hostile, UnsupportedError for weights that share bytes.
     """
     with in_file(path), open(path, "rb") as file:
@@ -51,7 +52,7 @@ def read_safetensors(path: Path) -> Layout:
         source = SourceFile(path, size)
         tensors = [_tensor(name, entry, source, data_offset) for name, entry in header.items()]
         tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))  # one without weights is before its neighbour
-        _require_tiling(tensors, data_offset, size)
+        _require_tiling(tensors, data_offset, size, naming(path, report))
     placed = tuple(PlacedTensor(t.name, t.dtype, t.shape, t.offset, t.nbytes, source=t) for t in tensors)
     return Layout("safetensors", (File(path, size),), placed, metadata, data_offset=data_offset)
 
@@ -144,19 +145,27 @@ def _require_characters(text: str, where: str) -> None:
         raise FormatError("half a surrogate pair stands in a text", where=where) from None
 
 
-def _require_tiling(tensors: list[FileTensor], data_offset: int, size: int) -> None:
+def _require_tiling(tensors: list[FileTensor], data_offset: int, size: int, report: Report) -> None:
     end, before = data_offset, "the header ends"
     for tensor in tensors:
-        where = f"tensor {tensor.name!r}"
-        if tensor.offset != end:
-            gap = "a hole" if tensor.offset > end else "an overlap"
-            raise FormatError(f"its data begin at byte {tensor.offset}, but {before} at {end}: {gap}", where=where)
-        end, before = tensor.offset + tensor.nbytes, f"tensor {tensor.name!r} ends"
-        if end > size:
-            raise FormatError(
-                f"its data is bytes {tensor.offset} to {end}, but the file ends at {size}",
-                where=where,
+        where, start = f"tensor {tensor.name!r}", tensor.offset
+        if start != end:
+            code, fault = ("hole", "a hole") if start > end else ("overlap", "an overlap")
+            what = f"its data begin at byte {start}, but {before} at {end}: {fault}"
+            report(FormatError(what, where=where, code=code, span=(min(start, end), max(start, end))))
+        end, before = start + tensor.nbytes, f"tensor {tensor.name!r} ends"
+    cut = [tensor for tensor in tensors if tensor.offset + tensor.nbytes > size]
+    if cut:
+        begin, stop = cut[0].offset, cut[0].offset + cut[0].nbytes
+        report(
+            FormatError(
+                f"its data is bytes {begin} to {stop}, but the file ends at {size}",
+                where=f"tensor {cut[0].name!r}",
                 todo="The file is probably truncated",
+                code="truncated",
+                span=(size, end),
             )
-    if end < size:
-        raise FormatError(f"{before} at byte {end}, but the file at {size}: bytes that belong to no tensor")
+        )
+    elif end < size:
+        what = f"{before} at byte {end}, but the file at {size}: bytes that belong to no tensor"
+        report(FormatError(what, code="trailing", span=(end, size)))

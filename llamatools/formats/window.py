@@ -79,6 +79,8 @@ class Window:
                 f"bytes {self.at} to {end} are needed, but the file ends at {self._size}",
                 where=where,
                 todo="The file is probably truncated",
+                code="truncated",
+                span=(self._size, end),
             )
         if end > MAX_NBYTES:
             raise FormatError(f"the header reaches byte {end}, where {MAX_NBYTES} are allowed", where=where)

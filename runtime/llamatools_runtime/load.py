@@ -37,6 +37,8 @@ def load(path: Path | str) -> tuple[Model, Layout]:
     that cannot be decoded.
     """
     layout = inspect(path)
+    for problem in layout.problems:
+        raise problem
     if not layout.format.startswith("GGUF"):
         raise UnsupportedError(f"a {layout.format}, and only GGUF files can be run", file=path, todo="Convert it first")
     return model_of(layout), layout
