@@ -38,10 +38,6 @@ class Place(NamedTuple):
     has_imatrix: bool
 
 
-def nowhere(_: Place) -> bool:
-    return False
-
-
 def more_bits(at: Place) -> bool:
     """The first and the last eighth, and every third between."""
     eighth = at.n // 8
@@ -68,7 +64,11 @@ def grouped_queries(at: Place) -> bool:
     return at.n_gqa >= 4
 
 
-Better = tuple[DType, Callable[[Place], bool]]  # a dtype, and where it is taken instead of the main one
+class Better(NamedTuple):
+    """A dtype, and the places that get it instead of the main one."""
+
+    dtype: DType
+    where: Callable[[Place], bool]
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,30 @@ class Mixture:
 
     main: DType
     file_type: int
-    attn_v: Better = (Q8_0, nowhere)
-    ffn_down: Better = (Q8_0, nowhere)
+    attn_v: Better | None = None
+    ffn_down: Better | None = None
     attn_output: DType | None = None
 
+    def dtype(self, better: Better | None, place: Place) -> DType:
+        """`better` where it applies, else the main one."""
+        return better.dtype if better and better.where(place) else self.main
 
+
+Q6_K_MORE, Q5_K_FOUR, Q5_K_EIGHTH = Better(Q6_K, more_bits), Better(Q5_K, first_four), Better(Q5_K, first_eighth)
+Q5_K_GROUPED, Q5_K_UNWEIGHTED = Better(Q5_K, grouped_queries), Better(Q5_K, first_eighth_without_imatrix)
 MIXTURES = {
-    "q4_0": Mixture(Q4_0, 2, ffn_down=(Q4_1, first_eighth_with_imatrix)),
+    "q4_0": Mixture(Q4_0, 2, ffn_down=Better(Q4_1, first_eighth_with_imatrix)),
     "q4_1": Mixture(Q4_1, 3),
-    "q5_0": Mixture(Q5_0, 8, ffn_down=(Q5_1, first_eighth_with_imatrix)),
+    "q5_0": Mixture(Q5_0, 8, ffn_down=Better(Q5_1, first_eighth_with_imatrix)),
     "q5_1": Mixture(Q5_1, 9),
     "q8_0": Mixture(Q8_0, 7),
-    "q4_k_s": Mixture(Q4_K, 14, (Q5_K, first_four), (Q5_K, first_eighth), Q5_K),
-    "q4_k_m": Mixture(Q4_K, 15, (Q6_K, more_bits), (Q6_K, more_bits), Q5_K),
+    "q4_k_s": Mixture(Q4_K, 14, Q5_K_FOUR, Q5_K_EIGHTH, Q5_K),
+    "q4_k_m": Mixture(Q4_K, 15, Q6_K_MORE, Q6_K_MORE, Q5_K),
     "q5_k_s": Mixture(Q5_K, 16),
-    "q5_k_m": Mixture(Q5_K, 17, (Q6_K, more_bits), (Q6_K, more_bits)),
+    "q5_k_m": Mixture(Q5_K, 17, Q6_K_MORE, Q6_K_MORE),
     "q6_k": Mixture(Q6_K, 18),
-    "iq4_nl": Mixture(IQ4_NL, 25, (Q5_K, grouped_queries), (Q5_K, first_eighth_without_imatrix), Q5_K),
-    "iq4_xs": Mixture(IQ4_XS, 30, (Q5_K, grouped_queries), (Q5_K, first_eighth_without_imatrix), Q5_K),
+    "iq4_nl": Mixture(IQ4_NL, 25, Q5_K_GROUPED, Q5_K_UNWEIGHTED, Q5_K),
+    "iq4_xs": Mixture(IQ4_XS, 30, Q5_K_GROUPED, Q5_K_UNWEIGHTED, Q5_K),
 }
 NAMES = tuple(MIXTURES)
 
@@ -143,21 +149,22 @@ def recipe_for(
     quantizable = [tensor for tensor in tensors if not has_one_row(tensor)]
     kept = [rule for rule in KEPT if any(rule.matches(tensor.name) for tensor in quantizable)]
     check_effect(asked, [*kept, *asked], tensors)
-    rules: list[Rule] = []
+    model = Model.of(metadata, tensors, has_imatrix)
+    rules = [*kept, *asked]
     if not pure:
-        decided = first_matches([*kept, *asked], quantizable)
-        model = Model.of(metadata, tensors, has_imatrix)
+        decided = first_matches(rules, quantizable)
         dtypes = mixed(mixture, [tensor for tensor in quantizable if decided[tensor.name] is None], model)
-        rules = grouped(dtypes, mixture.main)
-    return Recipe((*kept, *asked, *rules, Rule("weight$", mixture.main)), str(name).lower(), mixture.file_type)
+        rules += grouped(dtypes, mixture.main)
+    rules.append(Rule("weight$", mixture.main))
+    return Recipe(tuple(rules), str(name).lower(), mixture.file_type, f"Made for a model of {model}.")
 
 
 def _from_file(path: Path, pure: bool) -> Recipe:
     if not path.exists():
-        near = get_close_matches(str(path).lower(), NAMES, n=1)
+        near = get_close_matches(str(path).lower(), NAMES, n=2)
         raise UsageError(
             f"{str(path)!r} is neither a named recipe nor a file",
-            todo=f"Did you mean {near[0]}?" if near else f"The names are {', '.join(NAMES)}",
+            todo=f"Did you mean {' or '.join(near)}?" if near else f"The names are {', '.join(NAMES)}",
         )
     if pure:
         raise UsageError("a recipe file has no main dtype", where="--pure", todo="Name a recipe")
@@ -203,6 +210,11 @@ class Model:
             has_imatrix=has_imatrix,
         )
 
+    def __str__(self) -> str:
+        experts = f", {self.n_experts} experts" if self.n_experts else ""
+        imatrix = "with" if self.has_imatrix else "without"
+        return f"{self.n_layers} layers, {self.n_gqa} query heads per key head{experts}, {imatrix} an imatrix"
+
 
 def _number(metadata: Metadata, key: str, default: int) -> int:
     value = metadata.get(key)
@@ -222,23 +234,18 @@ def mixed(mixture: Mixture, tensors: Iterable[Shaped], model: Model) -> dict[str
         if name == OUTPUT or (name == EMBEDDING and model.is_tied):
             dtype = Q8_0 if tensor.shape[-1] % dtype.block_size or dtype is Q8_0 else Q6_K
         elif _is_attn_v(name):
-            better, where = mixture.attn_v
-            if where(Place(i_attn_v, model.n_attn_v, model.n_gqa, model.has_imatrix)):
-                dtype = better
-            elif model.is_70b and dtype is Q4_K:
-                dtype = Q5_K  # eight query heads share these, so they are small
-            if model.n_experts == 8:
-                dtype = Q8_0
+            place = Place(i_attn_v, model.n_attn_v, model.n_gqa, model.has_imatrix)
+            dtype = Q8_0 if model.n_experts == 8 else mixture.dtype(mixture.attn_v, place)
+            if model.is_70b and dtype is Q4_K:
+                dtype = Q5_K  # eight query heads share each of these, so they are small
             i_attn_v += 1
         elif "attn_k.weight" in name:
             dtype = Q8_0 if model.n_experts == 8 else dtype
         elif "attn_output.weight" in name:
             dtype = (mixture.attn_output if model.n_experts == 8 else None) or dtype
         elif "ffn_down" in name:
-            better, where = mixture.ffn_down
             i = _layer(name) if model.n_experts > 1 else i_ffn_down
-            if where(Place(i, model.n_layers, model.n_gqa, model.has_imatrix)):
-                dtype = better
+            dtype = mixture.dtype(mixture.ffn_down, Place(i, model.n_layers, model.n_gqa, model.has_imatrix))
             i_ffn_down += 1
         dtypes[name] = dtype
     return dtypes

@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,10 +22,10 @@ from .dtypes import F16, DType, named
 from .dtypes.k_quants import Q4_K, Q5_K, Q6_K
 from .dtypes.legacy import Q5_0, Q5_1, Q8_0
 from .dtypes.nonlinear import IQ4_NL, IQ4_XS
-from .errors import FormatError, UnsupportedError, UsageError, in_file
+from .errors import FormatError, UnsupportedError, UsageError, in_file, printable
 
 KEEP = "keep"
-HEADING = "the first rule whose pattern is found in a tensor's name gives its dtype; `keep` leaves it as it is"
+HEADING = "The first rule whose pattern is found in a tensor's name gives its dtype; `keep` leaves it as it is."
 MAX_BYTES = 1 << 20  # of a recipe file; a larger one is a model named in its place
 
 # What llama-quantize takes where rows do not divide into blocks (src/llama-quant.cpp, tensor_type_fallback); F16 where
@@ -63,15 +63,18 @@ class Recipe:
     """Ordered rules; recipes with the same rules are equal.
 
     name: how it was asked for. file_type: llama.cpp's LLAMA_FTYPE_* number of a named recipe, None for a file's.
+    comment: what a reader of its text should know.
     """
 
     rules: tuple[Rule, ...]
     name: str = field(default="", compare=False)
     file_type: int | None = field(default=None, compare=False)
+    comment: str = field(default="", compare=False)
 
     def text(self) -> str:
         """The recipe in the form that `read_recipe` reads."""
-        return "\n".join([f"# {self.name}: {HEADING}", *map(str, self.rules)]) + "\n"
+        comments = [f"# {printable(text)}" for text in (self.name, self.comment, HEADING) if text]
+        return "\n".join([*comments, *map(str, self.rules)]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -142,44 +145,50 @@ def first_matches(rules: Sequence[Rule], tensors: Iterable[Shaped]) -> dict[str,
     }
 
 
-def with_overrides(recipe: Recipe, overrides: Sequence[Rule], tensors: Sequence[Shaped]) -> Recipe:
-    """The recipe with `overrides` before its own rules. Raises UsageError for an override that decides no tensor."""
-    check_effect(overrides, overrides, tensors)
-    return Recipe((*overrides, *recipe.rules), recipe.name, recipe.file_type)
+def idle_rules(rules: Sequence[Rule], tensors: Iterable[Shaped]) -> list[Rule]:
+    """Those of `rules` that decide no tensor."""
+    deciding = {id(rule) for rule in first_matches(rules, tensors).values()}
+    return [rule for rule in rules if id(rule) not in deciding]
 
 
 def check_effect(asked: Iterable[Rule], rules: Sequence[Rule], tensors: Sequence[Shaped]) -> None:
-    """Raises UsageError where one of the rules that a user `asked` for is the first of `rules` for no tensor."""
-    deciding = set(map(id, first_matches(rules, tensors).values()))
+    """Raises UsageError where one of the rules that a user `asked` for, each among `rules`, decides no tensor."""
+    idle = {id(rule) for rule in idle_rules(rules, tensors)}
     for rule in asked:
-        if id(rule) not in deciding:
+        if id(rule) in idle:
             matched = any(rule.matches(tensor.name) for tensor in tensors)
             raise UsageError(
-                "the tensors that match it have one row or are decided by a rule before it"
+                "the tensors that it matches have one row or are decided by a rule before it"
                 if matched
                 else "no tensor's name matches it",
                 where=f"rule '{rule}'",
-                todo="`inspect` lists the names",
+                todo="`llamatools inspect` lists the names",
             )
 
 
-RULE = re.compile(r"(?P<pattern>[^#\s].*?)\s*=\s*(?P<dtype>\w+)\s*(#.*)?", re.S)
+def with_overrides(recipe: Recipe, overrides: Sequence[Rule], tensors: Sequence[Shaped]) -> Recipe:
+    """The recipe with `overrides` before its own rules. Raises UsageError for an override that decides no tensor."""
+    check_effect(overrides, overrides, tensors)
+    return replace(recipe, rules=(*overrides, *recipe.rules))
+
+
+RULE = re.compile(r"(?P<pattern>[^#\s].*?)\s*=\s*(?P<dtype>\w+)\s*(#.*)?")
 
 
 def parse_rule(text: str, where: str | None = None) -> Rule:
     """The rule that `PATTERN=DTYPE` says, in a file or on the command line; spaces around `=` do not matter.
 
-    where: the place to name in errors. Raises FormatError where it is no rule, UsageError for an unknown dtype,
-    UnsupportedError for one that llamatools cannot write.
+    where: the place to name in errors. Raises UsageError where it is no rule or the dtype is unknown, UnsupportedError
+    for a dtype that llamatools cannot write.
     """
     parts = RULE.fullmatch(text.strip())
     if parts is None:
-        raise FormatError(f"{text.strip()!r} is no rule", where=where, todo="A rule is PATTERN = DTYPE")
+        raise UsageError(f"{text.strip()!r} is no rule", where=where, todo="A rule is PATTERN = DTYPE")
     pattern = parts["pattern"]
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise FormatError(f"{pattern!r} is no regular expression: {error}", where=where) from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"{pattern!r} is no regular expression: {error}", where=where) from error
     if parts["dtype"].lower() == KEEP:
         return Rule(pattern, None)
     return Rule(pattern, writable(parts["dtype"], where))
@@ -198,7 +207,10 @@ def writable(name: str, where: str | None = None) -> DType:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """The recipe in a file. Raises FormatError, UsageError or UnsupportedError with the file and the line."""
+    """The recipe in a file.
+
+    Raises FormatError where it cannot be read or is no text, and with the line's number what `parse_rule` raises.
+    """
     path = Path(path)
     with in_file(path):
         with path.open("rb") as file:
@@ -212,20 +224,28 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         numbered = ((f"line {n}", line.strip()) for n, line in enumerate(lines, 1))
         rules = tuple(parse_rule(line, where) for where, line in numbered if line and not line.startswith("#"))
         if not rules:
-            raise FormatError("no rule in it", todo="A rule is PATTERN = DTYPE")
+            raise UsageError("no rule in it", todo="A rule is PATTERN = DTYPE")
     return Recipe(rules, path.name)
 
 
-# general.file_type where no recipe's name gives it: llama.cpp's LLAMA_FTYPE_* by the dtype that most weights have
-# (src/llama-model-loader.cpp guesses by the same table).
+# general.file_type where no recipe's name gives it: llama.cpp's LLAMA_FTYPE_* by the dtype that most weights have, as
+# src/llama-model-loader.cpp guesses it.
 FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15,
-    "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32, "MXFP4": 38,
+    "Q5_K": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26,
+    "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38, "NVFP4": 39,
+    "Q1_0": 40, "Q2_0": 41,
 }  # fmt: skip
 
 
 def file_type(recipe: Recipe, n_weights: Mapping[DType, int]) -> int:
-    """general.file_type: the named recipe's, else that of the dtype that most weights have."""
+    """general.file_type: the named recipe's, else that of the dtype that most weights have.
+
+    Raises UnsupportedError where llama.cpp has no number for that.
+    """
     if recipe.file_type is not None:
         return recipe.file_type
-    return FILE_TYPES[max(n_weights, key=lambda dtype: n_weights[dtype]).name]
+    most = max(n_weights, key=lambda dtype: n_weights[dtype])
+    if most.name not in FILE_TYPES:
+        raise UnsupportedError(f"most weights are {most}, and no model file of llama.cpp is of that type")
+    return FILE_TYPES[most.name]
