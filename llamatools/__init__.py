@@ -5,6 +5,7 @@
     checkpoint = llamatools.open("llama-2-7b")                      # lazy: reads headers only
     layout = llamatools.inspect("model.gguf")                       # where every tensor lies
     done = llamatools.convert("llama-2-7b", "model.gguf")           # aligned, whole, with digests inside
+    done = llamatools.quantize("model.gguf", "small.gguf", "q4_k_m")  # 4.8 bits a weight
 
 Every command of the command line is one call of these functions.
 """
@@ -18,26 +19,30 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Hyperparameters, Note, RopeScaling, Tokenizer
-    from .conversion import Conversion, convert
+    from .conversion import Conversion, convert, quantize, recipe_of
     from .dtypes import DType
     from .errors import FormatError, LlamatoolsError, SpaceError, UnsupportedError, UsageError
     from .formats.meta import MetaOptions
     from .formats.meta_params import Overrides
     from .layout import File, Layout, PlacedTensor
     from .metadata import Kind, Metadata, Value
+    from .quantization import Change, QuantizeOptions
+    from .recipes import Recipe, Rule
     from .recognise import inspect, open
     from .tensors import LazyTensor
 
 # Where each public name lives. It is imported when first asked for, so that `llamatools --help` needs no numpy.
 _HOMES = {
     "checkpoint": ("Checkpoint", "Hyperparameters", "Note", "RopeScaling", "Tokenizer"),
-    "conversion": ("Conversion", "convert"),
+    "conversion": ("Conversion", "convert", "quantize", "recipe_of"),
     "dtypes": ("DType",),
     "errors": ("FormatError", "LlamatoolsError", "SpaceError", "UnsupportedError", "UsageError"),
     "formats.meta": ("MetaOptions",),
     "formats.meta_params": ("Overrides",),
     "layout": ("File", "Layout", "PlacedTensor"),
     "metadata": ("Kind", "Metadata", "Value"),
+    "quantization": ("Change", "QuantizeOptions"),
+    "recipes": ("Recipe", "Rule"),
     "recognise": ("inspect", "open"),
     "tensors": ("LazyTensor",),
 }
@@ -55,7 +60,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "Checkpoint", "Conversion", "DType", "File", "FormatError", "Hyperparameters", "Kind", "Layout", "LazyTensor",
-    "LlamatoolsError", "MetaOptions", "Metadata", "Note", "Overrides", "PlacedTensor", "RopeScaling", "SpaceError",
-    "Tokenizer", "UnsupportedError", "UsageError", "Value", "__version__", "convert", "inspect", "open",
+    "Change", "Checkpoint", "Conversion", "DType", "File", "FormatError", "Hyperparameters", "Kind", "Layout",
+    "LazyTensor", "LlamatoolsError", "MetaOptions", "Metadata", "Note", "Overrides", "PlacedTensor", "QuantizeOptions",
+    "Recipe", "RopeScaling", "Rule", "SpaceError", "Tokenizer", "UnsupportedError", "UsageError", "Value",
+    "__version__", "convert", "inspect", "open", "quantize", "recipe_of",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .conversion import Conversion
     from .formats.meta import MetaOptions
+    from .quantization import QuantizeOptions
     from .views import Table
 
 app = typer.Typer(
@@ -45,19 +46,39 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Threads = Annotated[
     int | None, typer.Option(help="Threads; as many as processors by default. Never changes the result.")
 ]
+Dest = Annotated[Path, typer.Argument(help="The GGUF file to write.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the file that would be written; write nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace DEST if it exists.")]
+ImatrixFile = Annotated[
+    Path | None, typer.Option("--imatrix", metavar="FILE", help="Weigh errors by this importance matrix of llama.cpp.")
+]
+RoundingName = Annotated[
+    str, typer.Option("--rounding", help="exact (llama-quantize's bytes) or search (better ones, with an imatrix).")
+]
+TensorTypes = Annotated[
+    list[str] | None,
+    typer.Option("--tensor-type", metavar="REGEX=TYPE", help="A rule before the recipe's own. Repeatable."),
+]
+Pure = Annotated[bool, typer.Option("--pure", help="Give every matrix the recipe's main type.")]
+OutputType = Annotated[str | None, typer.Option("--output-type", metavar="TYPE", help="Of output.weight.")]
+EmbeddingType = Annotated[str | None, typer.Option("--embedding-type", metavar="TYPE", help="Of token_embd.weight.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Rows that do not divide into blocks are an error.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write what was lost in each tensor as JSON.")
+]
 
 
 @app.command()
 def convert(
     source: Source,
-    dest: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
-    dtype: Annotated[str, typer.Option(help="auto (keep each matrix's own), f32, f16 or bf16.")] = "auto",
+    dest: Dest,
+    dtype: Annotated[
+        str, typer.Option(help="auto (keep each matrix's own), f32, f16, bf16, or a recipe of quantize.")
+    ] = "auto",
     align: Annotated[int, typer.Option(help="Alignment of every tensor: a power of two from 32 to 2097152.")] = 32,
     threads: Threads = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the file that would be written; write nothing.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace DEST if it exists.")] = False,
+    dry_run: DryRun = False,
+    force: Force = False,
     verify: Annotated[
         bool, typer.Option("--verify-source", help="First check the source's checksums: checklist.chk and CRC-32.")
     ] = False,
@@ -77,9 +98,21 @@ def convert(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a metadata key. Repeatable.")
     ] = None,
+    imatrix: ImatrixFile = None,
+    rounding: RoundingName = "exact",
+    tensor_types: TensorTypes = None,
+    pure: Pure = False,
+    output_type: OutputType = None,
+    embedding_type: EmbeddingType = None,
+    strict: Strict = False,
+    report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a Meta checkpoint to an aligned GGUF file that any runtime can map."""
+    """Convert a Meta checkpoint to an aligned GGUF file that any runtime can map.
+
+    The options from --imatrix to --report are those of quantize, for a recipe as --dtype.
+    """
+    from .conversion import DTYPES
     from .conversion import convert as convert_checkpoint
 
     options = _meta_options(tokenizer, pad_vocab, instruct, chat_template, (context, rope_theta, rope_factor, norm_eps))
@@ -87,7 +120,7 @@ def convert(
         done = convert_checkpoint(
             source,
             dest,
-            dtype=dtype.lower(),
+            dtype=dtype.lower() if dtype.lower() in DTYPES else dtype,
             alignment=align,
             threads=threads,
             dry_run=dry_run,
@@ -96,8 +129,65 @@ def convert(
             name=name,
             settings=_pairs(settings or []),
             verify=verify,
+            quantizing=_quantize_options(
+                imatrix, rounding, tensor_types, pure, output_type, embedding_type, strict, False
+            ),
             on_progress=bar,
         )
+    _write_report(done, report)
+    _print_conversion(done, dest, as_json)
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE.gguf", help="The GGUF file to quantize.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST.gguf", help="The GGUF file to write.")],
+    recipe: Annotated[str, typer.Argument(help="A name, such as q4_k_m, or the file of a recipe.")],
+    imatrix: ImatrixFile = None,
+    rounding: RoundingName = "exact",
+    tensor_types: TensorTypes = None,
+    pure: Pure = False,
+    output_type: OutputType = None,
+    embedding_type: EmbeddingType = None,
+    strict: Strict = False,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize quantized weights again, though that adds to the loss.")
+    ] = False,
+    print_recipe: Annotated[
+        bool, typer.Option("--print-recipe", help="Print the rules, in the form of a recipe file; write nothing.")
+    ] = False,
+    align: Annotated[int | None, typer.Option(help="Alignment of every tensor; the source's by default.")] = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize a GGUF file: each tensor gets the type that the recipe gives it.
+
+    Named recipes are q4_0 q4_1 q5_0 q5_1 q8_0 q4_k_s q4_k_m q5_k_s q5_k_m q6_k iq4_nl iq4_xs.
+    """
+    from . import conversion
+
+    options = _quantize_options(
+        imatrix, rounding, tensor_types, pure, output_type, embedding_type, strict, allow_requantize
+    )
+    if print_recipe:
+        print(conversion.recipe_of(source, recipe, options=options).text(), end="")
+        return
+    with _Bar() as bar:
+        done = conversion.quantize(
+            source,
+            dest,
+            recipe,
+            options=options,
+            alignment=align,
+            threads=threads,
+            dry_run=dry_run,
+            force=force,
+            on_progress=bar,
+        )
+    _write_report(done, report)
     _print_conversion(done, dest, as_json)
 
 
@@ -205,6 +295,31 @@ def _meta_options(
     return MetaOptions(tokenizer, Overrides(*overrides), instruct, pad_vocab, template)
 
 
+def _quantize_options(
+    imatrix: Path | None,
+    rounding: str,
+    tensor_types: list[str] | None,
+    pure: bool,
+    output_type: str | None,
+    embedding_type: str | None,
+    strict: bool,
+    allow_requantize: bool,
+) -> QuantizeOptions:
+    from .quantization import QuantizeOptions
+
+    return QuantizeOptions(
+        imatrix, rounding.lower(), tuple(tensor_types or ()), pure, output_type, embedding_type, strict, allow_requantize
+    )
+
+
+def _write_report(done: Conversion, path: Path | None) -> None:
+    if path is not None:
+        from . import reports
+
+        with in_file(path):
+            path.write_text(json.dumps(reports.as_json(done), indent=2) + "\n")
+
+
 def _pairs(settings: list[str]) -> dict[str, str]:
     pairs = {}
     for setting in settings:
@@ -216,7 +331,7 @@ def _pairs(settings: list[str]) -> dict[str, str]:
 
 
 def _print_conversion(done: Conversion, dest: Path, as_json: bool) -> None:
-    from . import views
+    from . import reports, views
 
     layout = done.layout
     for line in done.verified:
@@ -227,12 +342,19 @@ def _print_conversion(done: Conversion, dest: Path, as_json: bool) -> None:
         print(f"left out  {printable(tensor)}: {reason}", file=sys.stderr)
     for tensor, loss in done.losses.items():
         print(f"lost      {tensor}: {loss.overflows} weights overflowed, {loss.flushes} became 0", file=sys.stderr)
+    if done.changes:
+        for line in reports.lines(done):
+            print(line, file=sys.stderr)
     if as_json:
         facts: dict[str, Any] = views.as_json(layout)
         facts |= {"written": done.written, "threads": done.threads, "buffer_nbytes": done.memory}
         facts["losses"] = {name: vars(loss) for name, loss in done.losses.items()}
+        if done.changes:
+            facts["quantized"] = reports.as_json(done)
         _print_json(facts)
     elif done.written:
+        if done.changes:
+            _print_table(reports.table(done.changes))
         rate = layout.size / max(done.seconds, 1e-9) / 1e6
         size = f"{views.human_bytes(layout.size)}, {len(layout.tensors)} tensors"
         print(f"{dest}: {layout.format}, {size}, in {done.seconds:.1f} s ({rate:,.0f} MB/s)", file=sys.stderr)

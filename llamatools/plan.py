@@ -30,11 +30,12 @@ COMPARED = 1 << 20  # bytes compared at once to see whether output and embedding
 class Plan:
     """A GGUF file to be written.
 
-    checkpoint: what it is made from. layout: complete; in its metadata zeros stand where digests will be.
+    layout: complete; in its metadata zeros stand where digests will be.
+    checkpoint: what its source keys are made from; None where they stand in the metadata already.
     """
 
-    checkpoint: Checkpoint
     layout: Layout
+    checkpoint: Checkpoint | None = None
 
     def header(self, digests: provenance.Digests, source_digests: provenance.Digests) -> bytes:
         """The header with the digests of output and source tensors in it, as long as without them."""
@@ -96,23 +97,36 @@ def plan_gguf(
     }
     metadata |= {key: parse_setting(key, text, metadata.get(key)) for key, text in (settings or {}).items()}
 
-    checkpoint = replace(checkpoint, dropped=dropped)
-    tensors = [PlacedTensor(key, t.dtype, t.shape, 0, t.nbytes, source=t) for key, t in outputs.items()]
-    metadata |= _provenance(checkpoint, tensors, {}, {})
-    header = _encode(metadata, tensors, alignment)
     layout = Layout(
-        format="GGUF v3",
-        files=(File(destination, header.file_size),),
-        tensors=tuple(replace(t, offset=at) for t, at in zip(tensors, header.offsets, strict=True)),
+        format="",
+        files=(),
+        tensors=tuple(PlacedTensor(key, t.dtype, t.shape, 0, t.nbytes, source=t) for key, t in outputs.items()),
         metadata=metadata,
-        alignment=alignment,
-        data_offset=header.data_offset,
         hparams=hparams,
         tokenizer=checkpoint.tokenizer,
         notes=notes,
         dropped=dropped,
     )
-    return Plan(checkpoint, layout)
+    return placed(layout, destination, alignment, replace(checkpoint, dropped=dropped))
+
+
+def placed(layout: Layout, destination: Path, alignment: int, checkpoint: Checkpoint | None = None) -> Plan:
+    """The plan for a GGUF file with the layout's tensors and metadata, provenance added.
+
+    checkpoint: see Plan. Raises what `encode_header` does.
+    """
+    metadata = dict(layout.metadata) | _provenance(checkpoint, layout.tensors, {}, {})
+    header = _encode(metadata, layout.tensors, alignment)
+    layout = replace(
+        layout,
+        format="GGUF v3",
+        files=(File(destination, header.file_size),),
+        tensors=tuple(replace(t, offset=at) for t, at in zip(layout.tensors, header.offsets, strict=True)),
+        metadata=metadata,
+        alignment=alignment,
+        data_offset=header.data_offset,
+    )
+    return Plan(layout, checkpoint)
 
 
 def _as_dtype(tensor: LazyTensor, dtype: DType | None) -> LazyTensor:
@@ -161,17 +175,16 @@ def _file_type(tensors: Iterable[LazyTensor]) -> int:
 
 
 def _provenance(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     tensors: Sequence[PlacedTensor],
     digests: provenance.Digests,
     source_digests: provenance.Digests,
 ) -> dict[str, Value]:
-    leaves = [leaf for t in tensors if t.source for leaf in t.source.leaves() if isinstance(leaf, FileTensor)]
-    return {
-        **provenance.tensor_keys(tensors, digests),
-        **provenance.source_keys(checkpoint, leaves, source_digests),
-        provenance.VERSION: string(__version__),
-    }
+    keys = provenance.tensor_keys(tensors, digests)
+    if checkpoint is not None:
+        leaves = [leaf for t in tensors if t.source for leaf in t.source.leaves() if isinstance(leaf, FileTensor)]
+        keys |= provenance.source_keys(checkpoint, leaves, source_digests)
+    return {**keys, provenance.VERSION: string(__version__)}
 
 
 def _encode(metadata: Metadata, tensors: Sequence[PlacedTensor], alignment: int) -> gguf_write.Header:

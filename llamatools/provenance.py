@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -44,14 +45,22 @@ def source_keys(checkpoint: Checkpoint, sources: Iterable[FileTensor], digests: 
     """What it was made from: files with their sizes, tensors with their digests, tensors left out and why."""
     names = [source_name(tensor) for tensor in sources]
     keys = {
-        SOURCE_FILES: strings([file.path.name for file in checkpoint.files]),
-        SOURCE_SIZES: array(Kind.UINT64, np.array([file.size for file in checkpoint.files], np.uint64)),
+        **file_keys((file.path, file.size) for file in checkpoint.files),
         SOURCE_TENSORS: strings(names),
         SOURCE_SHA256: strings([digests.get(name, UNKNOWN) for name in names]),
     }
     if checkpoint.dropped:
         keys[SOURCE_DROPPED] = strings([f"{name}: {reason}" for name, reason in checkpoint.dropped.items()])
     return keys
+
+
+def file_keys(files: Iterable[tuple[Path, int]]) -> dict[str, Value]:
+    """The files it was made from, by name, with their sizes."""
+    files = list(files)
+    return {
+        SOURCE_FILES: strings([path.name for path, _ in files]),
+        SOURCE_SIZES: array(Kind.UINT64, np.array([size for _, size in files], np.uint64)),
+    }
 
 
 def source_name(tensor: FileTensor) -> str:

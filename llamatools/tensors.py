@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .dtypes import Blocks, DType, Floats
+from .dtypes import Blocks, DType, Encode, Floats
 from .errors import FormatError, UnsupportedError, in_file
 from .strided import StridedRows
 
@@ -31,8 +31,8 @@ class Witness:
     def read(self, tensor: FileTensor, blocks: Blocks) -> None:
         """`blocks` (rows, blocks per row) came from the file of `tensor`."""
 
-    def encoded(self, values: Floats, blocks: Blocks, dtype: DType) -> None:
-        """`values` (rows, weights per row) became `blocks` of `dtype`."""
+    def encoded(self, values: Floats, blocks: Blocks, dtype: DType, start: int) -> None:
+        """`values` (rows, weights per row), of which the first is row `start`, became `blocks` of `dtype`."""
 
 
 NO_WITNESS = Witness()
@@ -253,24 +253,42 @@ class Replicated(LazyTensor):
 class Cast(LazyTensor):
     """A tensor in another dtype: decoded to float32 and encoded again.
 
-    importance: of each column (row_length,), for encoders that weigh errors; None weighs all alike.
+    importance: of each column (row_length,) or, where the rows are several experts', of each column for each expert
+    (experts * row_length,), for encoders that weigh errors; None weighs all alike.
+    encode: instead of the dtype's own.
     Raises UnsupportedError when the one dtype cannot be decoded or the other not encoded.
     """
 
-    def __init__(self, tensor: LazyTensor, dtype: DType, importance: Floats | None = None) -> None:
+    def __init__(
+        self, tensor: LazyTensor, dtype: DType, importance: Floats | None = None, encode: Encode | None = None
+    ) -> None:
         where = f"tensor {tensor.name!r}"
+        encode = encode or dtype.encode
         if tensor.dtype.decode is None:
             raise UnsupportedError(f"{tensor.dtype} weights cannot be converted to {dtype}", where=where)
-        if dtype.encode is None:
+        if encode is None:
             raise UnsupportedError(f"nothing can be converted to {dtype} here", where=where)
         self.name, self.dtype, self.shape, self.parts = tensor.name, dtype, tensor.shape, (tensor,)
-        self._decode, self._encode, self.importance = tensor.dtype.decode, dtype.encode, importance
+        self._decode, self._encode = tensor.dtype.decode, encode
+        self.importance = None if importance is None else importance.reshape(-1, self.row_length)  # (experts, columns)
 
     def read(self, start: int, stop: int, witness: Witness = NO_WITNESS) -> Blocks:
         values = self._decode(self.parts[0].read(start, stop, witness))
-        blocks = self._encode(values, self.importance)
-        witness.encoded(values, blocks, self.dtype)
+        blocks = self._encode_rows(values, start)
+        witness.encoded(values, blocks, self.dtype, start)
         return blocks
+
+    def _encode_rows(self, values: Floats, start: int) -> Blocks:
+        if self.importance is None or len(self.importance) == 1:
+            return self._encode(values, None if self.importance is None else self.importance[0])
+        rows_each = self.n_rows // len(self.importance)
+        stop = start + len(values)
+        experts = range(start // rows_each, -(-stop // rows_each))
+        bounds = [(max(n * rows_each, start) - start, min((n + 1) * rows_each, stop) - start) for n in experts]
+        pieces = [
+            self._encode(values[low:high], self.importance[n]) for n, (low, high) in zip(experts, bounds, strict=True)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def read_floats(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Floats:

@@ -221,13 +221,13 @@ def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
 class Told(Witness):
     def __init__(self) -> None:
         self.reads: list[tuple[FileTensor, bytes]] = []
-        self.casts: list[tuple[bytes, bytes, DType]] = []
+        self.casts: list[tuple[bytes, bytes, DType, int]] = []
 
     def read(self, tensor: FileTensor, blocks: Any) -> None:
         self.reads.append((tensor, blocks.tobytes()))
 
-    def encoded(self, values: Any, blocks: Any, dtype: DType) -> None:
-        self.casts.append((values.tobytes(), blocks.tobytes(), dtype))
+    def encoded(self, values: Any, blocks: Any, dtype: DType, start: int) -> None:
+        self.casts.append((values.tobytes(), blocks.tobytes(), dtype, start))
 
 
 @given(st.data(), st.sampled_from([0, -1]))
@@ -308,7 +308,7 @@ def test_cast(source: str, target: str, tmp_path: Path) -> None:
     told = Told()
     lazy.read(2, 5, told)
     assert told.reads == [(lazy.parts[0], as_bytes(tensor[2:5]))]
-    assert told.casts == [(as_bytes(tensor[2:5].float()), as_bytes(tensor[2:5].to(TORCH[target])), named(target))]
+    assert told.casts == [(as_bytes(tensor[2:5].float()), as_bytes(tensor[2:5].to(TORCH[target])), named(target), 2)]
     assert torch.equal(torch.from_numpy(read_floats(lazy.parts[0])), tensor.float())
     assert torch.equal(torch.from_numpy(read_floats(lazy.parts[0], 2, 5)), tensor[2:5].float())
 

@@ -46,6 +46,10 @@ class Window:
         self.at = end
         return start
 
+    def at_end(self) -> bool:
+        """Whether the file has no byte more."""
+        return self.at == self._size
+
     def announce(self, n: int, nbytes_each: int, what: str, where: str) -> None:
         """`n` parts of at least `nbytes_each` bytes are to follow. Raises FormatError where they cannot."""
         left = min(self._size, MAX_NBYTES) - self.at

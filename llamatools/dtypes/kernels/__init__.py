@@ -23,7 +23,7 @@ Bytes = NDArray[np.uint8]  # blocks as a kernel sees them: (n_blocks * block_nby
 
 
 @cache
-def _kernel(name: str) -> Kernel:
+def kernel_function(name: str) -> Kernel:
     """The kernel of that name, "module.function"."""
     module, function = name.split(".")
     kernel: Kernel = getattr(import_module(f".{module}", __name__), function)
@@ -36,7 +36,7 @@ def decoder(kernel: str, block_size: int) -> Decode:
     def decode(blocks: Blocks) -> Floats:
         n_rows, n_blocks = blocks.shape
         values = np.empty((n_rows, n_blocks * block_size), np.float32)
-        _kernel(kernel)(_bytes(_input(blocks)), values.reshape(-1))
+        kernel_function(kernel)(_bytes(read_only(blocks)), values.reshape(-1))
         return values
 
     return decode
@@ -52,17 +52,17 @@ def encoder(kernel: str, weighted_kernel: str | None, block: np.dtype[Any], bloc
     def encode(values: Floats, importance: Floats | None = None) -> Blocks:
         n_rows, n_weights = values.shape
         blocks: Blocks = np.empty((n_rows, n_weights // block_size), block)
-        weights = _input(np.asarray(values, np.float32)).reshape(-1)
+        weights = read_only(np.asarray(values, np.float32)).reshape(-1)
         if importance is None or weighted_kernel is None:
-            _kernel(kernel)(weights, _bytes(blocks))
+            kernel_function(kernel)(weights, _bytes(blocks))
         else:
-            _kernel(weighted_kernel)(weights, _input(np.asarray(importance, np.float32)), _bytes(blocks))
+            kernel_function(weighted_kernel)(weights, read_only(np.asarray(importance, np.float32)), _bytes(blocks))
         return blocks
 
     return encode
 
 
-def _input(array: NDArray[Any]) -> NDArray[Any]:
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
     """`array`, contiguous, and read-only in name: Numba would else compile a kernel twice, as mapped files are."""
     view = np.require(array, requirements=["C", "A"]).view()
     view.flags.writeable = False
