@@ -308,7 +308,14 @@ def _quantize_options(
     from .quantization import QuantizeOptions
 
     return QuantizeOptions(
-        imatrix, rounding.lower(), tuple(tensor_types or ()), pure, output_type, embedding_type, strict, allow_requantize
+        imatrix,
+        rounding.lower(),
+        tuple(tensor_types or ()),
+        pure,
+        output_type,
+        embedding_type,
+        strict,
+        allow_requantize,
     )
 
 

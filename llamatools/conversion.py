@@ -17,6 +17,7 @@ from .fill import Care, Losses, default_threads, fill, working_memory
 from .formats.gguf_write import DEFAULT_ALIGNMENT
 from .formats.meta import DEFAULTS, MetaOptions, is_meta_folder, open_meta, verify_source
 from .layout import Layout
+from .mixtures import NAMES as RECIPES
 from .plan import Plan, plan_gguf
 from .quantization import Change, QuantizeOptions, plan_quantized, read_plan, the_recipe
 from .recipes import Recipe
@@ -81,6 +82,9 @@ def convert(
     started = time.perf_counter()
     source, destination = Path(source), Path(destination)
     is_recipe = str(dtype) not in DTYPES
+    if is_recipe and str(dtype).lower() not in RECIPES and not os.path.exists(dtype):
+        known = ", ".join((*DTYPES, *RECIPES))
+        raise UsageError(f"unknown dtype {str(dtype)!r}", where="--dtype", todo=f"One of {known}, or a recipe file")
     if not is_recipe and quantizing != PLAIN:
         raise UsageError(f"{dtype} is no recipe, which the other options need", where="--dtype")
     with in_file(source):

@@ -104,7 +104,9 @@ def fill(
     with ThreadPoolExecutor(threads) as pool:
         try:
             most_work_first = sorted(tensors, key=lambda tensor: -tensor.n_weights)
-            tasks = [pool.submit(_fill_tensor, draft, tensor, filled, stop, progress, care) for tensor in most_work_first]
+            tasks = [
+                pool.submit(_fill_tensor, draft, tensor, filled, stop, progress, care) for tensor in most_work_first
+            ]
             done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
             for task in done:
                 task.result()

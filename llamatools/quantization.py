@@ -144,7 +144,9 @@ def plan_quantized(
     kept = layout.alignment or DEFAULT_ALIGNMENT
     notes = layout.notes
     if alignment is None and kept < DEFAULT_ALIGNMENT:
-        notes += (Note("alignment", str(DEFAULT_ALIGNMENT), f"the source's is {kept}, which is not written", "--align"),)
+        notes += (
+            Note("alignment", str(DEFAULT_ALIGNMENT), f"the source's is {kept}, which is not written", "--align"),
+        )
     layout = replace(layout, tensors=tuple(tensors), metadata=metadata, notes=notes)
     return placed(layout, destination, alignment or max(kept, DEFAULT_ALIGNMENT), plan.checkpoint), tuple(changes)
 
@@ -204,9 +206,7 @@ def _change(
     )
 
 
-def _importance(
-    imatrix: Imatrix, tensors: Sequence[PlacedTensor], choices: Mapping[str, Choice]
-) -> dict[str, Floats]:
+def _importance(imatrix: Imatrix, tensors: Sequence[PlacedTensor], choices: Mapping[str, Choice]) -> dict[str, Floats]:
     """The importance of the columns of each tensor that is quantized and has an entry.
 
     As in llama.cpp, one for the embedding that does not fit is passed over. Raises FormatError for any other.

@@ -22,7 +22,8 @@ def table(changes: Sequence[Change]) -> Table:
     for change in changes:
         groups.setdefault((_in_any_layer(change.name), change.before, change.after), []).append(change)
     rows: list[tuple[str, ...]] = []
-    for (name, before, after), group in groups.items():
+    names = list(dict.fromkeys(name for name, _, _ in groups))
+    for (name, before, after), group in sorted(groups.items(), key=lambda item: names.index(item[0][0])):
         dtypes = f"{before} > {after}" if before.is_quantized and before is not after else after.name
         size = sum(change.nbytes for change in group)
         error = relative_rmse(group)

@@ -93,9 +93,11 @@ def _normalised(name: str, tensors: Mapping[str, PlacedTensor]) -> Floats:
         raise FormatError(f"{len(sums)} sums do not divide into {len(counts)} counts", where=f"tensor {name!r}")
     if not np.isfinite(counts).all():
         raise FormatError("a count that is no number", where=f"tensor {name + COUNTS!r}")
-    sums, counts = sums.reshape(len(counts), -1), np.rint(counts)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.where(counts > 0, sums / counts, np.float32(1)).ravel()
+    counts = np.floor(counts + np.float32(0.5))
+    means = np.ones((len(counts), len(sums) // len(counts)), np.float32)
+    with np.errstate(over="ignore"):
+        np.divide(sums.reshape(means.shape), counts[:, None], out=means, where=counts[:, None] > 0)
+    return means.ravel()
 
 
 def _flat(tensor: PlacedTensor) -> Floats:
@@ -117,8 +119,8 @@ def _read_dat(path: Path, window: Window) -> Imatrix:
         n_calls, n_values = window.unpack("<ii", where)
         if n_values < 1:
             raise FormatError(f"it would have {n_values} values", where=where)
-        values = window.numbers("<f4", n_values, where)
-        importance[name] = _checked(name, values / np.float32(n_calls) if n_calls > 0 else values)
+        sums: Floats = window.numbers("<f4", n_values, where)
+        importance[name] = _checked(name, sums / np.float32(max(n_calls, 1)))
     if window.at_end():
         return Imatrix(path, importance)
     (n_chunks,) = window.unpack("<i", "number of chunks")
@@ -141,6 +143,7 @@ def _checked(name: str, importance: Floats) -> Floats:
     bad = np.flatnonzero(~(np.isfinite(importance) & (importance >= 0)))
     if len(bad):
         raise FormatError(
-            f"column {bad[0]} has importance {importance[bad[0]]}, which no mean of squares is", where=f"tensor {name!r}"
+            f"column {bad[0]} has importance {importance[bad[0]]}, which no mean of squares is",
+            where=f"tensor {name!r}",
         )
     return importance
