@@ -4,6 +4,7 @@
 
     checkpoint = llamatools.open("llama-2-7b")                      # lazy: reads headers only
     layout = llamatools.inspect("model.gguf")                       # where every tensor lies
+    findings = llamatools.findings(layout)                          # what is wrong with it, and how to mend it
     done = llamatools.convert("llama-2-7b", "model.gguf")           # aligned, whole, with digests inside
     done = llamatools.quantize("model.gguf", "small.gguf", "q4_k_m")  # 4.8 bits a weight
 
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .check import Finding, findings
+    from .check.scan import scan
     from .checkpoint import Checkpoint, Hyperparameters, Note, RopeScaling, Tokenizer
     from .conversion import Conversion, convert, quantize, recipe_of
     from .dtypes import DType
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 # Where each public name lives. It is imported when first asked for, so that `llamatools --help` needs no numpy.
 _HOMES = {
+    "check": ("Finding", "findings"),
+    "check.scan": ("scan",),
     "checkpoint": ("Checkpoint", "Hyperparameters", "Note", "RopeScaling", "Tokenizer"),
     "conversion": ("Conversion", "convert", "quantize", "recipe_of"),
     "dtypes": ("DType",),
@@ -60,8 +65,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "Change", "Checkpoint", "Conversion", "DType", "File", "FormatError", "Hyperparameters", "Kind", "Layout",
-    "LazyTensor", "LlamatoolsError", "MetaOptions", "Metadata", "Note", "Overrides", "PlacedTensor", "QuantizeOptions",
-    "Recipe", "RopeScaling", "Rule", "SpaceError", "Tokenizer", "UnsupportedError", "UsageError", "Value",
-    "__version__", "convert", "inspect", "open", "quantize", "recipe_of",
+    "Change", "Checkpoint", "Conversion", "DType", "File", "Finding", "FormatError", "Hyperparameters", "Kind",
+    "Layout", "LazyTensor", "LlamatoolsError", "MetaOptions", "Metadata", "Note", "Overrides", "PlacedTensor",
+    "QuantizeOptions", "Recipe", "RopeScaling", "Rule", "SpaceError", "Tokenizer", "UnsupportedError", "UsageError",
+    "Value", "__version__", "convert", "findings", "inspect", "open", "quantize", "recipe_of", "scan",
 ]  # fmt: skip

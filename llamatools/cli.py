@@ -27,8 +27,10 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .check import Finding
     from .conversion import Conversion
     from .formats.meta import MetaOptions
+    from .layout import Layout
     from .quantization import QuantizeOptions
     from .views import Table
 
@@ -193,33 +195,70 @@ def quantize(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="GGUF, safetensors, .pth or a Meta checkpoint's folder.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="GGUF, safetensors, .pth or a Meta checkpoint's folder.")
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and where it lies.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List every metadata key.")] = False,
     match: Annotated[str | None, typer.Option(help="Only names in which this regular expression is found.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Show long values of metadata whole.")] = False,
+    align: Annotated[
+        int | None, typer.Option(help="Assert that every tensor begins at a multiple of this power of two.", min=1)
+    ] = None,
+    scan: Annotated[
+        bool, typer.Option("--scan", help="Also read the weights: NaN, infinities, zeros, impossible scales.")
+    ] = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Show what is in a model file, and where. Nothing in it is executed."""
-    from . import views
+    """Show what is in a model file, where, and what is wrong with it. Nothing in it is executed."""
+    from . import overview, views
+
+    code, reports = 0, []
+    for n, path in enumerate(paths):
+        try:
+            layout, findings = _inspected(path, align, scan, threads)
+        except LlamatoolsError as error:
+            if len(paths) == 1 or isinstance(error, UsageError):
+                raise
+            print(error, file=sys.stderr)
+            code = max(code, error.exit_code)
+            continue
+        if any(finding.severity == "error" for finding in findings):
+            code = max(code, EXIT_FINDINGS)
+        if as_json:
+            reports.append(views.as_json(layout, match, findings=findings, full=full))
+            continue
+        if n:
+            print()
+        if metadata:
+            _print_table(views.metadata_table(layout, match, full=full))
+        if tensors or (match and not metadata):
+            _print_table(views.tensor_table(layout, match))
+        if not (tensors or metadata or match):
+            for line in overview.overview(layout, findings):
+                print(line)
+        else:
+            for line in overview.finding_lines(findings):
+                print(line, file=sys.stderr)
+    if as_json:
+        _print_json(reports[0] if len(paths) == 1 else reports)
+    raise typer.Exit(code)
+
+
+def _inspected(path: Path, align: int | None, scan: bool, threads: int | None) -> tuple[Layout, list[Finding]]:
+    from .check import by_severity, findings
     from .recognise import inspect as inspect_path
 
     layout = inspect_path(path)
-    if as_json:
-        _print_json(views.as_json(layout, match))
-        return
-    if match and not metadata:
-        tensors = True
-    if not (tensors or metadata):
-        for label, text in views.summary(layout):
-            print(f"{label:<10}{text}")
-        for line in views.note_lines(layout.notes):
-            print(f"{'derived':<10}{line}")
-        for dropped, reason in layout.dropped.items():
-            print(f"{'left out':<10}{printable(dropped)}: {reason}")
-    if metadata:
-        _print_table(views.metadata_table(layout, match))
-    if tensors:
-        _print_table(views.tensor_table(layout, match))
+    found = findings(layout, align=align)
+    if scan:
+        from .check.scan import scan as scan_weights
+        from .fill import default_threads
+
+        with _Bar() as bar:
+            found += scan_weights(layout, threads=threads or default_threads(), on_progress=bar)
+    return layout, by_severity(found)
 
 
 @app.command()
@@ -393,7 +432,7 @@ def _print_table(table: Table) -> None:
     Console(highlight=False).print(rich_table)
 
 
-def _print_json(facts: dict[str, Any]) -> None:
+def _print_json(facts: dict[str, Any] | list[dict[str, Any]]) -> None:
     print(json.dumps(facts, indent=2))
 
 

@@ -116,7 +116,7 @@ def hparams_from_gguf(metadata: Metadata) -> Hyperparameters:
         key, kind = HPARAM_KEYS[field]
         value = _value(metadata, f"{architecture}.{key}", kind, default)
         if not value > 0:
-            raise FormatError(f"{value} is out of range", where=f"key '{architecture}.{key}'")
+            raise FormatError(f"{value} is out of range", where=f"key '{architecture}.{key}'", code="hparams")
         return float(value)
 
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -140,8 +140,8 @@ def _value(metadata: Metadata, key: str, kind: Kind, default: Any = None) -> Any
     value = metadata.get(key)
     if value is None:
         if default is None:
-            raise FormatError("required, but missing", where=f"key '{key}'")
+            raise FormatError("required, but missing", where=f"key '{key}'", code="key-missing")
         return default
     if value.kind is not kind:
-        raise FormatError(f"{value.kind} where {kind} is required", where=f"key '{key}'")
+        raise FormatError(f"{value.kind} where {kind} is required", where=f"key '{key}'", code="key-type")
     return value.data

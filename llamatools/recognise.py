@@ -123,7 +123,7 @@ def _understood(layout: Layout, report: Report) -> Layout:
     except FormatError as error:
         report(error)
     try:
-        tokenizer = gguf_keys.from_metadata(layout.metadata)
+        tokenizer = gguf_keys.from_metadata(layout.metadata, report)
     except FormatError as error:
         report(error)
     return replace(layout, hparams=hparams, tokenizer=tokenizer)

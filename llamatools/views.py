@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .check import Finding
+from .check.placement import mapping
 from .checkpoint import Note
 from .errors import UsageError, printable
 from .layout import Layout
@@ -37,35 +40,6 @@ class Table:
             yield "  ".join(cells).rstrip()
 
 
-def summary(layout: Layout) -> list[tuple[str, str]]:
-    """The facts most people want, as (label, text)."""
-    aligned = f", tensors aligned to {layout.alignment}" if layout.alignment else ""
-    facts = [
-        ("file" if len(layout.files) == 1 else "files", ", ".join(file.path.name for file in layout.files)),
-        ("format", f"{layout.format}, {human_bytes(layout.size)}{aligned}"),
-    ]
-    identity = [layout.metadata[key] for key in ("general.name", "general.architecture") if key in layout.metadata]
-    if identity:
-        facts.append(("model", ", ".join(str(value.data) for value in identity)))
-    if layout.hparams:
-        h = layout.hparams
-        scaled = f", scaled by {h.rope_scaling.factor:g}" if h.rope_scaling else ""
-        facts += [
-            ("shape", f"{h.n_layers} layers, dim {h.dim}, hidden {h.hidden_dim}"),
-            ("heads", f"{h.n_heads} of width {h.head_dim}, {h.n_kv_heads} for keys and values"),
-            ("context", f"{h.max_seq_len} tokens, rope_theta {h.rope_theta:g}{scaled}"),
-            ("norm_eps", f"{h.norm_eps:.3g}"),
-        ]
-    if layout.tokenizer:
-        t = layout.tokenizer
-        facts.append(("tokenizer", f"{t.model} ({t.pre}), {len(t.tokens)} tokens"))
-        if t.special:
-            facts.append(("special", ", ".join(f"{role} {id_}" for role, id_ in t.special.items())))
-    facts.append(("weights", f"{layout.n_weights:,} in {len(layout.tensors)} tensors"))
-    facts += [("", f"{human_bytes(nbytes)} {dtype}") for dtype, nbytes in layout.nbytes_by_dtype().items()]
-    return [(label, printable(text)) for label, text in facts]
-
-
 def note_lines(notes: Sequence[Note]) -> Iterator[str]:
     """What was derived, each with its reason and the option that chooses otherwise."""
     for note in notes:
@@ -89,25 +63,37 @@ def tensor_table(layout: Layout, match: str | None = None) -> Table:
     return Table((("file", *headings) if many else headings), rows, right)
 
 
-def metadata_table(layout: Layout, match: str | None = None) -> Table:
-    """A row per metadata key; long values are shortened."""
+def metadata_table(layout: Layout, match: str | None = None, *, full: bool = False) -> Table:
+    """A row per metadata key; long values are shortened unless `full`."""
     rows: list[tuple[str, ...]] = [
-        (printable(key), _kind(value), printable(_shortened(value)))
+        (printable(key), _kind(value), printable(_whole(value) if full else _shortened(value)))
         for key, value in layout.metadata.items()
         if _matches(match, key)
     ]
     return Table(("key", "type", "value"), rows)
 
 
-def as_json(layout: Layout, match: str | None = None) -> dict[str, Any]:
-    """Everything that the views show, in a schema that only grows. Arrays of metadata are given by their length."""
+def as_json(
+    layout: Layout, match: str | None = None, *, findings: Sequence[Finding] = (), full: bool = False
+) -> dict[str, Any]:
+    """Everything that the views show, in a schema that only grows.
+
+    Arrays of metadata are given by their length, and their values only if `full`.
+    """
+    found = mapping(layout)
     return {
         "schema": SCHEMA,
         "format": layout.format,
         "files": [{"name": printable(file.path.name), "nbytes": file.size} for file in layout.files],
         "nbytes": layout.size,
         "alignment": layout.alignment,
+        "header_end": layout.header_end,
         "data_offset": layout.data_offset,
+        "stopped_at": layout.stopped_at,
+        "alignment_held": found.alignment,
+        "mapped_in_place": found.in_place,
+        "mapped_by_pages": found.by_pages,
+        "findings": [finding_json(finding) for finding in findings],
         "hparams": dataclasses.asdict(layout.hparams) if layout.hparams else None,
         "tokenizer": _tokenizer_json(layout),
         "n_weights": layout.n_weights,
@@ -115,7 +101,7 @@ def as_json(layout: Layout, match: str | None = None) -> dict[str, Any]:
         "notes": [dataclasses.asdict(note) for note in layout.notes],
         "dropped": {printable(name): reason for name, reason in layout.dropped.items()},
         "metadata": {
-            printable(key): {"type": _kind(value), "value": _json_value(value)}
+            printable(key): {"type": _kind(value), "value": _json_value(value, full)}
             for key, value in layout.metadata.items()
             if _matches(match, key)
         },
@@ -133,6 +119,19 @@ def as_json(layout: Layout, match: str | None = None) -> dict[str, Any]:
             for tensor in layout.tensors
             if _matches(match, tensor.name)
         ],
+    }
+
+
+def finding_json(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON has it: bytes are the first and the one after the last."""
+    return {
+        "severity": finding.severity,
+        "code": finding.code,
+        "file": printable(finding.file) if finding.file else None,
+        "where": printable(finding.where) if finding.where else None,
+        "bytes": list(finding.span) if finding.span else None,
+        "what": printable(finding.what),
+        "remedy": finding.remedy,
     }
 
 
@@ -166,14 +165,31 @@ def _shortened(value: Value) -> str:
     if value.kind is not Kind.ARRAY:
         text = str(value.data)
         return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text)} characters)"
-    items = [repr(item) if value.item is Kind.STRING else f"{item}" for item in value.data[:SHOWN_ITEMS]]
-    return "[" + ", ".join(items) + (", ...]" if len(value.data) > SHOWN_ITEMS else "]")
+    return _items(value, SHOWN_ITEMS) + (", ...]" if len(value.data) > SHOWN_ITEMS else "]")
 
 
-def _json_value(value: Value) -> Any:
-    if value.kind is Kind.ARRAY:
-        return {"items": len(value.data)}
-    return printable(value.data) if value.kind is Kind.STRING else value.data
+def _whole(value: Value) -> str:
+    return _items(value, len(value.data)) + "]" if value.kind is Kind.ARRAY else str(value.data)
+
+
+def _items(value: Value, n: int) -> str:
+    """The first n items of an array, and its opening bracket."""
+    return "[" + ", ".join(repr(item) if value.item is Kind.STRING else f"{item}" for item in value.data[:n])
+
+
+def _json_value(value: Value, full: bool) -> Any:
+    if value.kind is not Kind.ARRAY:
+        return _json_scalar(value.data)
+    items = {"items": len(value.data)}
+    values = value.data if value.item is Kind.STRING else value.data.tolist()
+    return items | {"values": [_json_scalar(item) for item in values]} if full else items
+
+
+def _json_scalar(item: Any) -> Any:
+    """Text as it can be shown; what JSON has no number for, as text."""
+    if isinstance(item, str):
+        return printable(item)
+    return item if not isinstance(item, float) or math.isfinite(item) else str(item)
 
 
 def _tokenizer_json(layout: Layout) -> dict[str, Any] | None:

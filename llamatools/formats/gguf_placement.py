@@ -137,8 +137,13 @@ def _alignment_in_use(
     whole = [power for power, sum_ in totals.items() if is_whole(power, sum_)]
     if total is not None:
         elsewhere = [power for power in whole if padded(header_end, power) != padded(header_end, stated)]
-        return elsewhere[0] if elsewhere else stated
-    return next(iter([*whole, *(power for power in (DEFAULT_ALIGNMENT, *totals) if power in totals)]), None)
+        return _likeliest(elsewhere) if elsewhere else stated
+    return _likeliest(whole or list(totals)) if totals else None
+
+
+def _likeliest(powers: Sequence[int]) -> int:
+    """What tools use that know of no other, or the largest."""
+    return DEFAULT_ALIGNMENT if DEFAULT_ALIGNMENT in powers else powers[-1]
 
 
 def _contradictions(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Tokenizer
-from ..errors import FormatError
+from ..errors import FormatError, Report, refuse
 from ..metadata import Kind, Metadata, Value, array, boolean, string, strings, u32
 
 PREFIX = "tokenizer.ggml."
@@ -40,9 +40,10 @@ def to_metadata(tokenizer: Tokenizer) -> dict[str, Value]:
     return metadata | ({TEMPLATE: string(t.chat_template)} if t.chat_template else {})
 
 
-def from_metadata(metadata: Metadata) -> Tokenizer | None:
+def from_metadata(metadata: Metadata, report: Report = refuse) -> Tokenizer | None:
     """The vocabulary of a GGUF file, None where it has none. Token texts stay where they are until asked for.
 
+    report: is told of columns and ids that do not fit; if it does not raise, they are left out.
     Raises FormatError for a key of the wrong type, arrays of unequal length and ids outside of the vocabulary.
     """
     if PREFIX + "model" not in metadata:
@@ -52,13 +53,14 @@ def from_metadata(metadata: Metadata) -> Tokenizer | None:
     if tokens is None:
         if model in ("none", "no_vocab"):
             return None
-        raise FormatError("required, but missing", where=f"key '{PREFIX}tokens'")
+        raise FormatError("required, but missing", where=f"key '{PREFIX}tokens'", code="key-missing")
     n = len(tokens)
     scores = _get(metadata, "scores", Kind.FLOAT32, is_array=True)
     types = _get(metadata, "token_type", Kind.INT32, is_array=True)
     for key, column in (("scores", scores), ("token_type", types)):
         if column is not None and len(column) != n:
-            raise FormatError(f"{len(column)} items for {n} tokens", where=f"key '{PREFIX}{key}'")
+            what = f"{len(column)} items for {n} tokens"
+            report(FormatError(what, where=f"key '{PREFIX}{key}'", code="vocabulary"))
     special = {}
     for role, key in ROLE_KEYS.items():
         id_ = _get(metadata, key, Kind.UINT32)
@@ -67,7 +69,8 @@ def from_metadata(metadata: Metadata) -> Tokenizer | None:
             if id_ is None or id_ >= n:
                 continue
         elif id_ >= n and id_ != 0xFFFFFFFF:  # how some writers spell "none"
-            raise FormatError(f"id {id_}, but there are {n} tokens", where=f"key '{PREFIX}{key}'")
+            what = f"id {id_}, but there are {n} tokens"
+            report(FormatError(what, where=f"key '{PREFIX}{key}'", code="special-id"))
         if id_ < n:
             special[role] = id_
     template = metadata.get(TEMPLATE)
@@ -75,8 +78,8 @@ def from_metadata(metadata: Metadata) -> Tokenizer | None:
         model=model,
         pre=_get(metadata, "pre", Kind.STRING) or "default",
         tokens=tokens,
-        scores=scores,
-        types=np.ones(n, np.int32) if types is None else types,
+        scores=None if scores is None or len(scores) != n else scores,
+        types=np.ones(n, np.int32) if types is None or len(types) != n else types,
         merges=() if (merges := _get(metadata, "merges", Kind.STRING, is_array=True)) is None else merges,
         special=special,
         add_bos=_flag(metadata, "add_bos_token", model == "llama"),
@@ -94,7 +97,7 @@ def _get(metadata: Metadata, key: str, kind: Kind, *, is_array: bool = False) ->
     found = value.item if is_array and value.kind is Kind.ARRAY else value.kind
     if found is not kind or (value.kind is Kind.ARRAY) is not is_array:
         wanted = f"an array of {kind}" if is_array else f"{kind}"
-        raise FormatError(f"{value.kind} where {wanted} is required", where=f"key '{PREFIX}{key}'")
+        raise FormatError(f"{value.kind} where {wanted} is required", where=f"key '{PREFIX}{key}'", code="key-type")
     return value.data
 
 
