@@ -149,7 +149,7 @@ def recipe_of(
 
 
 def _gguf(source: Path) -> Layout:
-    layout = inspect(source)
+    layout = inspect(source).sound()
     if not layout.format.startswith("GGUF"):
         raise UnsupportedError(
             f"no GGUF file, but {layout.format}",

@@ -92,6 +92,12 @@ class Layout:
     def n_weights(self) -> int:
         return sum(tensor.n_weights for tensor in self.tensors)
 
+    def sound(self) -> Layout:
+        """This layout, if nothing is wrong with it. Raises the first of its problems."""
+        for problem in self.problems:
+            raise problem
+        return self
+
     def nbytes_by_dtype(self) -> dict[DType, int]:
         """Bytes of weights per dtype, most first."""
         total: Counter[DType] = Counter()

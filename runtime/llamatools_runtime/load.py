@@ -36,9 +36,7 @@ def load(path: Path | str) -> tuple[Model, Layout]:
     UnsupportedError for another architecture, mixtures of experts, unknown scalings of rotary embedding and dtypes
     that cannot be decoded.
     """
-    layout = inspect(path)
-    for problem in layout.problems:
-        raise problem
+    layout = inspect(path).sound()
     if not layout.format.startswith("GGUF"):
         raise UnsupportedError(f"a {layout.format}, and only GGUF files can be run", file=path, todo="Convert it first")
     return model_of(layout), layout
