@@ -4,52 +4,57 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from . import names
 from .checkpoint import Checkpoint, Scheme
-from .errors import FormatError, LlamatoolsError, Report, in_file, naming, refuse
-from .formats import gguf, safetensors
+from .errors import FormatError, LlamatoolsError, Report, UnsupportedError, in_file, naming, refuse
+from .formats import ggml, gguf_split, hf, pth, safetensors
+from .formats.hf import is_hf_folder
 from .formats.impostors import IMPOSTORS, refuse_impostor
-from .formats.meta import DEFAULTS, MetaOptions, is_meta_folder, open_meta
-from .formats.pth import read_pth
+from .formats.meta import DEFAULTS, MetaOptions, has_shards, is_meta_folder, open_meta
 from .layout import File, Layout, PlacedTensor
-from .tensors import FileTensor, LazyTensor
+from .tensors import FileTensor, LazyTensor, SourceFile
 from .tokenizers import gguf_keys
-
-# Whose names a single file's tensors have; a folder of Meta's is opened by its own reader.
-SCHEMES: dict[str, Scheme] = {"GGUF": "gguf", "torch zip": "meta", "safetensors": "hf"}
 
 
 def open(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Checkpoint:
-    """Opens the model at `path`: a Meta folder, a GGUF, a single .pth or a safetensors file, told apart by content.
+    """Opens the model at `path`, whatever `inspect` recognises.
 
     Only headers are read; tensors stay lazy. options: what the user states about a Meta folder.
     Raises FormatError for a file that is damaged, hostile or no model, UnsupportedError for other kinds of models.
     """
     path = Path(path)
-    if _kind(path) == "Meta checkpoint":
+    format = _format(path, options)
+    if format.name == META:
         return open_meta(path, options)
-    layout = _read(path, options, refuse)
+    layout = format.read(path, report=refuse)
     tensors: dict[str, LazyTensor] = {tensor.name: tensor.source for tensor in layout.tensors if tensor.source}
-    sources = dict.fromkeys(tensor.file for tensor in tensors.values() if isinstance(tensor, FileTensor))
+    if len(tensors) < len(layout.tensors):
+        raise UnsupportedError("a model in parts of before ggjt can be looked at only", file=path)
+    sources = {t.file.path: t.file for t in tensors.values() if isinstance(t, FileTensor)}
     return Checkpoint(
         path=path,
-        scheme=SCHEMES[layout.format.partition(" v")[0]],
+        scheme=format.scheme,
         tensors=tensors,
-        files=tuple(sources),
+        files=tuple(sources.get(file.path) or SourceFile(file.path, file.size) for file in layout.files),
         hparams=layout.hparams,
         tokenizer=layout.tokenizer,
         metadata=layout.metadata,
+        notes=layout.notes,
     )
 
 
 def inspect(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Layout:
     """What the model at `path` looks like: hyperparameters, tokenizer, and where every tensor lies.
 
-    Recognises what `open` does. A damaged file is shown as far as it makes sense: what is wrong with it stands in the
-    layout's `problems`, as in `check`'s findings. A GGUF of another architecture has no hyperparameters here.
+    path: a GGUF file or any shard of a set, a safetensors file or the index of several, a .pth, a ggml, ggmf or ggjt
+    file, or a folder as Meta or Hugging Face publish them; told apart by content. A damaged file is shown as far as it
+    makes sense: what is wrong with it stands in the layout's `problems`, as in `check`'s findings. A model of another
+    architecture has no hyperparameters here.
     Raises FormatError where there is no model at all, UnsupportedError for files that are none of llamatools' business.
     """
     path = Path(path)
@@ -58,11 +63,49 @@ def inspect(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> La
     return replace(layout, problems=tuple(problems))
 
 
+class Reader(Protocol):
+    """What every format's module has."""
+
+    def __call__(self, path: Path, *, report: Report) -> Layout: ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of model: its name, how it is read, and whose names its tensors have."""
+
+    name: str
+    read: Reader
+    scheme: Scheme
+
+
+def _read_pth(path: Path, *, report: Report) -> Layout:
+    file = pth.read_pth(path)
+    return Layout("torch zip", (File(path, file.file.size),), tuple(_placed(t, 0) for t in file.tensors.values()))
+
+
+def _read_gguf(path: Path, *, report: Report) -> Layout:
+    return _understood(gguf_split.read_gguf_set(path, report=report), naming(path, report))
+
+
+# What a file's first 512 bytes must be like -> its format. The first that knows the file reads it, or names what is
+# wrong with it.
+FILES: tuple[tuple[Callable[[bytes], bool], Format], ...] = (
+    (lambda head: head[:4] in (b"GGUF", b"FUGG"), Format("GGUF", _read_gguf, "gguf")),
+    (safetensors.is_safetensors, Format("safetensors", safetensors.read_safetensors, "hf")),
+    (ggml.is_ggml, Format("ggml", ggml.read_ggml, "meta")),
+    (pth.is_pth, Format("torch zip", _read_pth, "meta")),
+    (hf.is_index, Format("Hugging Face", hf.read_sharded, "hf")),
+)
+HF_FOLDER = Format("Hugging Face", hf.read_hf, "hf")
+META = "Meta checkpoint"
+KNOWN = "GGUF, safetensors, .pth, ggml, ggmf and ggjt files are read, and folders as Meta and Hugging Face publish them"
+
+
 def _read(path: Path, options: MetaOptions, report: Report) -> Layout:
     """The layout of what is at `path`. report: is told what is wrong with it; if it does not raise, reading goes on."""
     report = naming(path, report)
     try:
-        kind = _kind(path)
+        format = _format(path, options)
     except FormatError as error:
         if error.code not in IMPOSTORS:
             raise
@@ -70,17 +113,10 @@ def _read(path: Path, options: MetaOptions, report: Report) -> Layout:
         return _unread(path, "no model")
     try:
         with in_file(path):
-            if kind == "Meta checkpoint":
-                return _meta_layout(open_meta(path, options))
-            if kind == "GGUF":
-                return _understood(gguf.read_gguf(path, report=report), report)
-            if kind == "safetensors":
-                return safetensors.read_safetensors(path, report=report)
-            pth = read_pth(path)
-            return Layout("torch zip", (File(path, pth.file.size),), tuple(_placed(t, 0) for t in pth.tensors.values()))
+            return format.read(path, report=report)
     except FormatError as error:
         report(error)
-        return _unread(path, kind)
+        return _unread(path, format.name)
 
 
 def _unread(path: Path, kind: str) -> Layout:
@@ -89,28 +125,38 @@ def _unread(path: Path, kind: str) -> Layout:
     return Layout(kind, tuple(File(file, file.stat().st_size) for file in paths), ())
 
 
-def _kind(path: Path) -> str:
-    """The format's name. Raises FormatError for what is no model."""
+def _format(path: Path, options: MetaOptions) -> Format:
+    """How to read the path. Raises FormatError for what is no model."""
     with in_file(path):
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            if is_meta_folder(path):
-                return "Meta checkpoint"
-            raise FormatError("not a checkpoint's folder: neither params.json nor consolidated.00.pth is in it")
+            return _folder_format(path, options)
         if not stat.S_ISREG(status.st_mode):
             raise FormatError("neither a file nor a folder")
         with path.open("rb") as file:
             head = file.read(512)
-        if head[:4] in (b"GGUF", b"FUGG"):
-            return "GGUF"
-        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= status.st_size:
-            return "safetensors"
-        if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" or path.suffix in (".pth", ".pt", ".ckpt"):
-            return "torch zip"  # or torch's older formats, which its reader refuses by name
+        for begins, format in FILES:
+            if begins(head):
+                return format
         refuse_impostor(head, status.st_size)
+        raise FormatError(f"no model file: it begins with {head[:8]!r}", todo=KNOWN)
+
+
+def _folder_format(path: Path, options: MetaOptions) -> Format:
+    """A params.json alone may lie beside Hugging Face's files, as Mistral's does; Meta's weights may not."""
+    if not is_hf_folder(path):
+        if is_meta_folder(path):
+            return Format(META, lambda path, *, report: _meta_layout(open_meta(path, options)), "meta")
         raise FormatError(
-            f"no model file: it begins with {head[:8]!r}", todo="GGUF, safetensors, .pth and Meta folders are read"
+            "not a model's folder: none of params.json, consolidated.00.pth, config.json, model.safetensors and its "
+            "index is in it"
         )
+    if has_shards(path):
+        raise FormatError(
+            "both a Meta checkpoint and Hugging Face's files are in it",
+            todo="Move one of them into a folder of its own",
+        )
+    return HF_FOLDER
 
 
 def _understood(layout: Layout, report: Report) -> Layout:
@@ -134,7 +180,7 @@ def _meta_layout(checkpoint: Checkpoint) -> Layout:
     files = {file: n for n, file in enumerate(checkpoint.files)}
     parts = [leaf for tensor in checkpoint.tensors.values() for leaf in tensor.leaves() if isinstance(leaf, FileTensor)]
     return Layout(
-        format="Meta checkpoint",
+        format=META,
         files=tuple(File(file.path, file.size) for file in checkpoint.files),
         tensors=tuple(_placed(part, files[part.file]) for part in parts),
         hparams=checkpoint.hparams,

@@ -48,7 +48,12 @@ DEFAULTS = MetaOptions()
 
 def is_meta_folder(path: Path) -> bool:
     """Whether a folder holds params.json or a consolidated.NN.pth."""
-    return path.is_dir() and ((path / "params.json").exists() or any(SHARD.fullmatch(p.name) for p in path.iterdir()))
+    return path.is_dir() and ((path / "params.json").exists() or has_shards(path))
+
+
+def has_shards(folder: Path) -> bool:
+    """Whether a folder holds a consolidated.NN.pth."""
+    return any(SHARD.fullmatch(path.name) for path in folder.iterdir())
 
 
 def open_meta(folder: Path, options: MetaOptions = DEFAULTS) -> Checkpoint:

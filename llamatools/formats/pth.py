@@ -36,6 +36,7 @@ MAX_DEPTH = 32  # of dicts and lists in each other
 MAX_NAMES = 16 << 20  # characters of all values' names
 MAX_REPEATED = 1 << 30  # bytes of a tensor that is larger than its storage because an axis has stride 0
 
+ZIP, TAR = b"PK\x03\x04", b"ustar"  # at byte 0, and at byte 257
 # The magic number 0x1950A86A20F9469CFC6C as a pickled integer, after the protocol: torch before 1.6.
 LEGACY = re.compile(rb"\x80.(?:\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", re.DOTALL)
 RESAVE = "Save it again with torch 1.6 or later: torch.save(torch.load(f, weights_only=True), g)"
@@ -48,6 +49,11 @@ class PthFile:
     file: SourceFile
     tensors: dict[str, FileTensor]
     others: dict[str, object]
+
+
+def is_pth(head: bytes) -> bool:
+    """Whether a file that begins so (512 bytes) is torch's, in this format or one that is refused by name."""
+    return head[:4] == ZIP or head[:1] == b"\x80" or head[257:262] == TAR
 
 
 def read_pth(path: Path) -> PthFile:
@@ -84,13 +90,13 @@ def _refuse_others(file: SourceFile) -> None:
     refuse_impostor(head, file.size)
     if LEGACY.match(head):
         raise UnsupportedError("a file of torch.save before version 1.6, which is no zip", todo=RESAVE)
-    if head[257:262] == b"ustar":
+    if head[257:262] == TAR:
         raise UnsupportedError(
             "a tar archive, perhaps of torch before 0.2", todo="Save it again with torch 1.6 or later"
         )
     if head[:1] == b"\x80":
         raise FormatError("a bare pickle, not a zip file as torch.save writes it", todo=RESAVE)
-    if head[:4] != b"PK\x03\x04":
+    if head[:4] != ZIP:
         raise FormatError(f"not a zip file as torch.save writes it: it begins with {head[:8]!r}")
 
 

@@ -10,18 +10,17 @@ no key twice, none that is unknown.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..dtypes import BY_NAME, DType
 from ..errors import FormatError, Report, UnsupportedError, in_file, naming, refuse
 from ..layout import File, Layout, PlacedTensor
 from ..metadata import Value, string
 from ..tensors import FileTensor, SourceFile
+from . import strict_json
 from .impostors import refuse_impostor
 
 MAX_HEADER_NBYTES = 100_000_000  # the limit of safetensors itself
@@ -37,6 +36,11 @@ DTYPES: dict[str, DType] = {
     )
 }  # fmt: skip
 PACKED = ("F4", "F6_E2M3", "F6_E3M2")  # several weights to a byte
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins so is one, or the beginning of one."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_NBYTES
 
 
 def read_safetensors(path: Path, *, report: Report = refuse) -> Layout:
@@ -74,24 +78,7 @@ def _read_header(fd: int, size: int) -> tuple[dict[str, Any], int]:
             todo="The file is probably truncated",
         )
     text = os.pread(fd, nbytes, 8)
-    try:
-        return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant), data_offset
-    except RecursionError:
-        raise FormatError("it is nested too deeply", where="header") from None
-    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise FormatError(f"it is no JSON ({error})", where="header", todo="The file is damaged") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise FormatError(f"the key {name!r} stands twice in one object", where="header")
-    return unique
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} stands in it")
+    return strict_json.parse(text, "header"), data_offset
 
 
 def _metadata(entries: Any) -> dict[str, Value]:
