@@ -6,7 +6,7 @@ architecture "llama". What is only stated there as code:
 - Layers are counted, not named: the i-th attn_v (or ffn_down) in the order of layers and then of names. Tensors that
   an override decides are not counted. With experts, ffn_down goes by the layer's number.
 - The output matrix, or the embedding where it serves as output, is Q6_K, but Q8_0 where its rows do not divide into
-  blocks of the recipe's main dtype or that is Q8_0.
+  blocks of that, or the recipe's main dtype is Q8_0.
 """
 
 from __future__ import annotations
@@ -173,15 +173,11 @@ def _from_file(path: Path, pure: bool) -> Recipe:
 
 @dataclass(frozen=True)
 class Model:
-    """What the choices depend on. n_gqa: query heads per key head. is_tied: the embedding serves as output.
-
-    n_attn_v: matrices of values, or of queries, keys and values in one.
-    """
+    """What the choices depend on. n_gqa: query heads per key head. is_tied: the embedding serves as output."""
 
     n_layers: int
     n_gqa: int
     n_experts: int
-    n_attn_v: int
     is_70b: bool
     is_tied: bool
     has_imatrix: bool
@@ -195,7 +191,6 @@ class Model:
                 f"the named recipes are for the architecture 'llama', not for {architecture!r}",
                 todo="Write a recipe file",
             )
-        names = [tensor.name for tensor in tensors]
         n_layers = _number(metadata, "llama.block_count", 0)
         n_heads = _number(metadata, "llama.attention.head_count", 0)
         n_kv_heads = _number(metadata, "llama.attention.head_count_kv", n_heads)
@@ -204,9 +199,8 @@ class Model:
             n_layers=n_layers,
             n_gqa=n_heads // n_kv_heads if n_kv_heads else 0,
             n_experts=n_experts,
-            n_attn_v=sum(map(_is_attn_v, names)),
-            is_70b=n_layers == 80 and n_heads != n_kv_heads and n_experts != 8,
-            is_tied=OUTPUT not in names,
+            is_70b=n_layers == 80 and n_heads != n_kv_heads,
+            is_tied=all(tensor.name != OUTPUT for tensor in tensors),
             has_imatrix=has_imatrix,
         )
 
@@ -232,9 +226,9 @@ def mixed(mixture: Mixture, tensors: Iterable[Shaped], model: Model) -> dict[str
     for tensor in sorted(tensors, key=lambda tensor: (_layer(tensor.name), tensor.name)):
         name, dtype = tensor.name, mixture.main
         if name == OUTPUT or (name == EMBEDDING and model.is_tied):
-            dtype = Q8_0 if tensor.shape[-1] % dtype.block_size or dtype is Q8_0 else Q6_K
-        elif _is_attn_v(name):
-            place = Place(i_attn_v, model.n_attn_v, model.n_gqa, model.has_imatrix)
+            dtype = Q8_0 if tensor.shape[-1] % Q6_K.block_size or dtype is Q8_0 else Q6_K
+        elif "attn_v.weight" in name or "attn_qkv.weight" in name:
+            place = Place(i_attn_v, model.n_layers, model.n_gqa, model.has_imatrix)
             dtype = Q8_0 if model.n_experts == 8 else mixture.dtype(mixture.attn_v, place)
             if model.is_70b and dtype is Q4_K:
                 dtype = Q5_K  # eight query heads share each of these, so they are small
@@ -249,10 +243,6 @@ def mixed(mixture: Mixture, tensors: Iterable[Shaped], model: Model) -> dict[str
             i_ffn_down += 1
         dtypes[name] = dtype
     return dtypes
-
-
-def _is_attn_v(name: str) -> bool:
-    return "attn_v.weight" in name or "attn_qkv.weight" in name
 
 
 BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
@@ -272,25 +262,23 @@ def grouped(dtypes: dict[str, DType], main: DType) -> list[Rule]:
             layers[block[2]][dtype].append(int(block[1]))
         elif dtype is not main:
             rules.append(Rule(_exactly(name), dtype))
-    kinds: dict[tuple[str, DType], list[str]] = defaultdict(list)  # layers, dtype: kinds
-    everywhere: dict[DType, list[str]] = defaultdict(list)
+    some: dict[tuple[str, DType], list[str]] = defaultdict(list)  # (layers, dtype): kinds
+    every: dict[DType, list[str]] = defaultdict(list)  # dtype: kinds
     for kind, by_dtype in layers.items():
         most = main if main in by_dtype else max(by_dtype, key=lambda dtype: len(by_dtype[dtype]))
         if most is not main:
-            everywhere[most].append(kind)
+            every[most].append(kind)
         for dtype, numbers in by_dtype.items():
             if dtype is not most:
-                kinds["|".join(map(str, numbers)), dtype].append(kind)
-    for (numbers_, dtype), names in kinds.items():
-        rules.append(Rule(rf"^blk\.({numbers_})\.{_any(names)}\.weight$", dtype))
-    for dtype, names in everywhere.items():
-        rules.append(Rule(rf"^blk\.\d+\.{_any(names)}\.weight$", dtype))
+                some[_any(map(str, numbers)), dtype].append(kind)
+    rules += [Rule(rf"^blk\.{numbers}\.{_any(kinds)}\.weight$", dtype) for (numbers, dtype), kinds in some.items()]
+    rules += [Rule(rf"^blk\.\d+\.{_any(kinds)}\.weight$", dtype) for dtype, kinds in every.items()]
     return rules
 
 
-def _any(names: Sequence[str]) -> str:
-    escaped = "|".join(map(re.escape, names))
-    return f"({escaped})" if len(names) > 1 else escaped
+def _any(texts: Iterable[str]) -> str:
+    escaped = [re.escape(text) for text in texts]
+    return f"({'|'.join(escaped)})" if len(escaped) > 1 else escaped[0]
 
 
 def _exactly(name: str) -> str:

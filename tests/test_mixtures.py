@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +109,30 @@ def test_text_of_a_named_recipe() -> None:
     mixtral = make(MODELS["mixtral-8x7b"], "q6_k", has_imatrix=True)
     assert mixtral.comment == "Made for a model of 32 layers, 4 query heads per key head, 8 experts, with an imatrix."
     assert mixtral.rules[0] == Rule(r"ffn_gate_inp\.weight", None)
+
+
+DOCUMENTED = (Path(__file__).parents[1] / "docs" / "reference" / "recipes.md").read_text()
+LLAMA_3_8B = Model(32, 32, 8, 4096, 14336, 128, 128256)
+
+
+def test_documented_bits_per_weight() -> None:
+    """And that they are those of llama-quantize: its help gives the sizes, in GiB."""
+    published = {"q4_0": 4.34, "q4_1": 4.78, "q5_0": 5.21, "q5_1": 5.65, "q4_k_s": 4.37, "q4_k_m": 4.58,
+                 "q5_k_s": 5.21, "q5_k_m": 5.33, "q6_k": 6.14, "q8_0": 7.96}  # fmt: skip
+    tensors = tensors_of(LLAMA_3_8B)
+    sizes = {tensor.name: math.prod(tensor.shape) for tensor in tensors}
+    bits = {}
+    for name in NAMES:
+        choices = choose(make(LLAMA_3_8B, name), tensors)
+        bits[name] = sum(choices[tensor].dtype.bits_per_weight * n for tensor, n in sizes.items())
+        if name in published:
+            assert bits[name] / 8 / 2**30 == pytest.approx(published[name], abs=0.015)
+    documented = dict(re.findall(r"^\| `(\w+)` \| (\d\.\d\d) \|", DOCUMENTED, re.M))
+    assert documented == {name: f"{n / sum(sizes.values()):.2f}" for name, n in bits.items()}
+
+
+def test_the_documented_recipe_is_what_is_printed() -> None:
+    assert DOCUMENTED.split("```")[1].lstrip() == make(LLAMA_3_8B, "q4_k_m").text()
 
 
 @pytest.mark.parametrize("name", NAMES)

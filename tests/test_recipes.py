@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llamatools.dtypes import BF16, BY_NAME, F16, F32, DType, named
@@ -55,6 +55,8 @@ def test_a_heading_cannot_become_a_rule(tmp_path: Path) -> None:
     assert read_recipe(path) == mine
 
 
+@example("#", "Q4_0")
+@example("a = Q4_0 #", "keep")
 @given(
     st.text(st.sampled_from("a# =.\t\r\n\\wQ4_0"), min_size=1) | st.text(min_size=1),
     st.sampled_from(["Q4_0", "keep", "f32 # a = b"]),
@@ -96,6 +98,11 @@ def test_what_is_no_rule_is_refused_with_file_and_line(tmp_path: Path, line: str
     with pytest.raises(LlamatoolsError) as refused:
         parse_rule(line, "--tensor-type")
     assert str(refused.value) == f"--tensor-type: {BAD_RULES[line]}"
+
+
+def test_a_pattern_too_deep_to_compile() -> None:
+    with pytest.raises(UsageError, match="is no regular expression: "):
+        parse_rule("(" * 10_000 + " = Q4_0")
 
 
 @pytest.mark.parametrize(
