@@ -207,7 +207,7 @@ class Model:
     def __str__(self) -> str:
         experts = f", {self.n_experts} experts" if self.n_experts else ""
         imatrix = "with" if self.has_imatrix else "without"
-        return f"{self.n_layers} layers, {self.n_gqa} query heads per key head{experts}, {imatrix} an imatrix"
+        return f"{self.n_layers} layers, query heads in groups of {self.n_gqa}{experts}, {imatrix} an imatrix"
 
 
 def _number(metadata: Metadata, key: str, default: int) -> int:

@@ -13,7 +13,7 @@ import llama_quantize_types as llama_quantize
 import pytest
 from llama_quantize_types import MODELS, Model
 
-from llamatools.dtypes import BY_ID, DType, named
+from llamatools.dtypes import BY_ID, TABLE, DType, named
 from llamatools.errors import FormatError, UnsupportedError, UsageError
 from llamatools.metadata import Metadata, string, u32
 from llamatools.mixtures import NAMES, recipe_for
@@ -99,7 +99,7 @@ def test_a_named_recipe_is_short_and_reads_back(name: str, tmp_path: Path) -> No
 def test_text_of_a_named_recipe() -> None:
     assert make(MODELS["smollm2-135m"], "Q4_K_S").text() == (
         "# q4_k_s\n"
-        "# Made for a model of 30 layers, 3 query heads per key head, without an imatrix.\n"
+        "# Made for a model of 30 layers, query heads in groups of 3, without an imatrix.\n"
         "# The first rule whose pattern is found in a tensor's name gives its dtype; `keep` leaves it as it is.\n"
         "^token_embd\\.weight$ = Q8_0\n"
         "^blk\\.(0|1|2|3)\\.attn_v\\.weight$ = Q5_K\n"
@@ -107,7 +107,7 @@ def test_text_of_a_named_recipe() -> None:
         "weight$ = Q4_K\n"
     )
     mixtral = make(MODELS["mixtral-8x7b"], "q6_k", has_imatrix=True)
-    assert mixtral.comment == "Made for a model of 32 layers, 4 query heads per key head, 8 experts, with an imatrix."
+    assert mixtral.comment == "Made for a model of 32 layers, query heads in groups of 4, 8 experts, with an imatrix."
     assert mixtral.rules[0] == Rule(r"ffn_gate_inp\.weight", None)
 
 
@@ -131,8 +131,22 @@ def test_documented_bits_per_weight() -> None:
     assert documented == {name: f"{n / sum(sizes.values()):.2f}" for name, n in bits.items()}
 
 
+def test_documented_dtypes_are_those_that_can_be_written() -> None:
+    sentence = re.search(r"^- DTYPE is (.*?), in any case", DOCUMENTED, re.M | re.S)
+    assert sentence is not None
+    assert set(re.findall(r"\w*\d\w*", sentence[1])) == {dtype.name for dtype in TABLE if dtype.encode}
+
+
 def test_the_documented_recipe_is_what_is_printed() -> None:
     assert DOCUMENTED.split("```")[1].lstrip() == make(LLAMA_3_8B, "q4_k_m").text()
+
+
+def test_as_many_key_heads_as_query_heads_where_the_file_does_not_say() -> None:
+    """llama.cpp's default; with four query heads to a key head, attn_v would be Q5_K."""
+    model = MODELS["llama-3-8b"]
+    metadata = {key: value for key, value in metadata_of(model).items() if key != "llama.attention.head_count_kv"}
+    recipe = recipe_for("iq4_nl", tensors_of(model), metadata, has_imatrix=True)
+    assert [str(rule) for rule in recipe.rules] == [r"^output\.weight$ = Q6_K", "weight$ = IQ4_NL"]
 
 
 @pytest.mark.parametrize("name", NAMES)
