@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 MODEL := build/tiny-llama.gguf
 
-.PHONY: demo test bench clean
+.PHONY: demo test docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -27,6 +27,9 @@ test: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/command_line.py
 
 bench: $(VENV)/installed-for-tests
 	@ls tests/bench/*.py

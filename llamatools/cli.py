@@ -5,6 +5,7 @@ The only module that imports typer, and the only place where errors become exit 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,13 +19,16 @@ from .errors import (
     EXIT_FINDINGS,
     EXIT_NO_SPACE,
     EXIT_SIGINT,
+    EXIT_SIGPIPE,
     EXIT_USAGE,
+    FormatError,
     Interrupted,
     LlamatoolsError,
     UsageError,
     in_file,
     printable,
 )
+from .version import __version__
 
 if TYPE_CHECKING:
     from .check import Finding
@@ -43,12 +47,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Source = Annotated[Path, typer.Argument(help="Folder with params.json, consolidated.NN.pth and tokenizer.model.")]
+Source = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="Folder with params.json, consolidated.NN.pth and tokenizer.model.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Threads = Annotated[
     int | None, typer.Option(help="Threads; as many as processors by default. Never changes the result.")
 ]
-Dest = Annotated[Path, typer.Argument(help="The GGUF file to write.")]
+Dest = Annotated[Path, typer.Argument(metavar="DEST", help="The GGUF file to write.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the file that would be written; write nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DEST if it exists.")]
 ImatrixFile = Annotated[
@@ -68,6 +74,21 @@ Strict = Annotated[bool, typer.Option("--strict", help="Rows that do not divide 
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write what was lost in each tensor as JSON.")
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"llamatools {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -110,7 +131,7 @@ def convert(
     report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a Meta checkpoint to an aligned GGUF file that any runtime can map.
+    """Convert a Meta checkpoint to an aligned GGUF file. Any runtime can map it.
 
     The options from --imatrix to --report are those of quantize, for a recipe as --dtype.
     """
@@ -200,7 +221,9 @@ def inspect(
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and where it lies.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List every metadata key.")] = False,
-    match: Annotated[str | None, typer.Option(help="Only names in which this regular expression is found.")] = None,
+    match: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only names in which this regular expression is found.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Show long values of metadata whole.")] = False,
     align: Annotated[
         int | None, typer.Option(help="Assert that every tensor begins at a multiple of this power of two.", min=1)
@@ -263,7 +286,7 @@ def _inspected(path: Path, align: int | None, scan: bool, threads: int | None) -
 
 @app.command()
 def run(
-    model: Annotated[Path, typer.Argument(help="The GGUF file to run.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The GGUF file to run.")],
     prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.", min=0)] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 samples as trained.")] = 0.0,
@@ -280,7 +303,7 @@ def run(
     norm_eps: Annotated[float | None, typer.Option(help="Of the checkpoint, likewise.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a GGUF file from its mapping; or, with --against, prove that it computes what the original does."""
+    """Run a GGUF file from its mapping, or prove it right. --against compares it with what the original computes."""
     import llamatools_runtime as runtime
 
     if against is None:
@@ -327,7 +350,10 @@ def _meta_options(
     template = None
     if chat_template:
         with in_file(chat_template):
-            template = chat_template.read_text("utf-8", "surrogateescape")
+            try:
+                template = chat_template.read_text("utf-8")
+            except UnicodeDecodeError as error:
+                raise FormatError(f"not UTF-8 text from byte {error.start} on", todo="Name a chat template") from error
     for option, value in zip(("--rope-theta", "--rope-factor", "--norm-eps"), overrides[1:], strict=True):
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{value:g} is out of range", where=option)
@@ -469,13 +495,16 @@ _ParserError: Any = typer.BadParameter.__base__
 
 def _run() -> int:
     try:
-        code: int = app(standalone_mode=False) or 0
+        code: int = app(prog_name="llamatools", standalone_mode=False) or 0
     except _ParserError as error:
         message = error.format_message()
-        if isinstance(error, typer.BadParameter) or error.ctx is None or error.ctx.parent is not None:
-            message = f"{message.rstrip('.')}. See llamatools --help"
+        if len(sys.argv) > 1:  # without arguments, the message is the help
+            command = error.ctx.command_path if error.ctx else "llamatools"
+            message = f"{message.rstrip('.')}. See {command} --help"
         print(message, file=sys.stderr)
         return EXIT_USAGE
+    except SystemExit:  # how the parser ends where stdout's reader has gone
+        raise BrokenPipeError from None
     if code == EXIT_SIGINT:  # the parser swallows the exception
         raise KeyboardInterrupt
     return code
@@ -486,9 +515,20 @@ def _terminate(*_: object) -> None:
     raise Interrupted
 
 
+def _prepare_streams() -> None:
+    """A closed stream takes everything and keeps nothing; what stdout's encoding has no letter for is escaped."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Runs the command line and exits with its code; whatever goes wrong is one line on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
+    _prepare_streams()
     try:
         code = _run()
         sys.stdout.flush()
@@ -504,8 +544,11 @@ def main() -> None:
     except MemoryError:
         print("not enough memory", file=sys.stderr)
         code = EXIT_NO_SPACE
-    except OSError as error:  # stdout is closed or full; files are worded where they are opened
-        print(f"stdout: {error.strerror}", file=sys.stderr)
+    except BrokenPipeError:  # as of `llamatools inspect ... | head`: who reads no more wants to hear no more
+        code = EXIT_SIGPIPE
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (so that the interpreter does not try again)
+    except OSError as error:  # stdout is full; files are worded where they are opened
+        print(f"stdout: {printable(error.strerror or str(error))}", file=sys.stderr)
         code = EXIT_NO_SPACE
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (so that the interpreter does not try again)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.exit(code)

@@ -15,13 +15,13 @@ from .dtypes import BF16, F16, F32, DType
 from .errors import UnsupportedError, UsageError, in_file
 from .fill import Care, Losses, default_threads, fill, working_memory
 from .formats.gguf_write import DEFAULT_ALIGNMENT
-from .formats.meta import DEFAULTS, MetaOptions, is_meta_folder, open_meta, verify_source
+from .formats.meta import DEFAULTS, MetaOptions, open_meta, verify_source
 from .layout import Layout
 from .mixtures import NAMES as RECIPES
 from .plan import Plan, plan_gguf
 from .quantization import Change, QuantizeOptions, plan_quantized, read_plan, the_recipe
 from .recipes import Recipe
-from .recognise import inspect
+from .recognise import META, format_of, inspect
 
 DTYPES: dict[str, DType | None] = {"auto": None, "f32": F32, "f16": F16, "bf16": BF16}
 PLAIN = QuantizeOptions()
@@ -87,13 +87,13 @@ def convert(
         raise UsageError(f"unknown dtype {str(dtype)!r}", where="--dtype", todo=f"One of {known}, or a recipe file")
     if not is_recipe and quantizing != PLAIN:
         raise UsageError(f"{dtype} is no recipe, which the other options need", where="--dtype")
-    with in_file(source):
-        if not is_meta_folder(source):
-            source.stat()
-            raise UnsupportedError(
-                "not a Meta checkpoint's folder: neither params.json nor consolidated.00.pth is in it",
-                todo="Name the folder that holds them",
-            )
+    format = format_of(source)
+    if format != META:
+        raise UnsupportedError(
+            f"this is {format}, and only Meta checkpoints are converted",
+            todo="Name the folder that holds params.json and consolidated.00.pth",
+            file=source,
+        )
     checkpoint = open_meta(source, options)
     changes: tuple[Change, ...] = ()
     with in_file(source):

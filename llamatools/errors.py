@@ -23,6 +23,7 @@ EXIT_BAD_INPUT = 3
 EXIT_NO_SPACE = 4
 EXIT_UNSUPPORTED = 5
 EXIT_SIGINT = 130
+EXIT_SIGPIPE = 141
 EXIT_SIGTERM = 143
 
 
@@ -98,12 +99,13 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM}
 def in_file(path: str | PathLike[str]) -> Iterator[None]:
     """Attaches `path` to any LlamatoolsError that leaves the block without one, and words operating system errors.
 
+    An error about an option of the command line (`--align`) stays without: that is no place in a file.
     Raises LlamatoolsError: FormatError for a file that cannot be read, SpaceError for a full disk.
     """
     try:
         yield
     except LlamatoolsError as error:
-        if error.file is None:
+        if error.file is None and not (error.where or "").startswith("--"):
             error.file = fspath(path)
         raise
     except OSError as error:

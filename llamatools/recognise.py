@@ -63,6 +63,11 @@ def inspect(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> La
     return replace(layout, problems=tuple(problems))
 
 
+def format_of(path: str | os.PathLike[str]) -> str:
+    """The name of the format at `path`, such as "GGUF" or META. Raises FormatError for what is no model."""
+    return _format(Path(path), DEFAULTS).name
+
+
 class Reader(Protocol):
     """What every format's module has."""
 

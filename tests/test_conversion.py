@@ -105,7 +105,7 @@ def test_alignment_holds_for_every_tensor_and_llama_cpp_loads(
 @pytest.mark.parametrize("alignment", [0, 1, 16, 48, 1 << 22])
 def test_alignments_that_cannot_be(tmp_path: Path, sentencepiece_model: bytes, alignment: int) -> None:
     source = make(tmp_path / "m", sentencepiece_model)
-    with pytest.raises(UsageError, match=rf"{alignment} is no power of two from 32 to 2097152"):
+    with pytest.raises(UsageError, match=rf"^--align: {alignment} is no power of two from 32 to 2097152"):
         llamatools.convert(source, tmp_path / "m.gguf", alignment=alignment, options=OPTIONS)
 
 
@@ -301,7 +301,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, sentencepiece_model: bytes)
         llamatools.convert(source, tmp_path / "m.gguf", threads=0)
     with pytest.raises(UsageError, match="params.json: is both source and destination"):
         llamatools.convert(source, source / "params.json", force=True)
-    with pytest.raises(UnsupportedError, match="m.gguf: not a Meta checkpoint's folder"):
+    with pytest.raises(UnsupportedError, match="m.gguf: this is GGUF, and only Meta checkpoints are converted"):
         llamatools.convert(source, tmp_path / "m.gguf", options=OPTIONS)
         llamatools.convert(tmp_path / "m.gguf", tmp_path / "n.gguf")
     (source / "tokenizer.model").unlink()

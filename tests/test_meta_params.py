@@ -157,7 +157,8 @@ def test_params_may_be_wrapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<html>", "params.json: not JSON"),
+        ("<html>", "params.json: a web page of 6 bytes, not a model"),
+        ("dim: 64", "params.json: not JSON"),
         ("[" * 100_000, "params.json: not JSON"),
         ('{"dim": 1, "dim": 2}', "not JSON: a key occurs twice"),
         ('{"dim": NaN}', "not JSON: NaN is no number of JSON"),

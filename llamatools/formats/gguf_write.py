@@ -68,9 +68,7 @@ def encode_header(metadata: Metadata, tensors: Sequence[Entry], alignment: int =
     two from 32 to 2 MiB, FormatError for names that llama.cpp could not read, UnsupportedError for other dtypes.
     """
     if not (DEFAULT_ALIGNMENT <= alignment <= MAX_ALIGNMENT and alignment & (alignment - 1) == 0):
-        raise UsageError(
-            f"{alignment} is no power of two from {DEFAULT_ALIGNMENT} to {MAX_ALIGNMENT}", where="alignment"
-        )
+        raise UsageError(f"{alignment} is no power of two from {DEFAULT_ALIGNMENT} to {MAX_ALIGNMENT}", where="--align")
     keys = {key: value for key, value in metadata.items() if key != ALIGNMENT_KEY}
     if alignment != DEFAULT_ALIGNMENT:
         keys[ALIGNMENT_KEY] = u32(alignment)

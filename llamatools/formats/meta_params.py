@@ -16,6 +16,7 @@ from typing import Any
 
 from ..checkpoint import Hyperparameters, Note, RopeScaling
 from ..errors import FormatError, UnsupportedError, in_file
+from .impostors import refuse_impostor
 
 # Keys that are understood, with the type of their value. `true` is no number here.
 KEYS: dict[str, type] = {
@@ -68,6 +69,7 @@ def read_params(path: Path) -> dict[str, Any]:
             text = file.read(MAX_PARAMS_NBYTES + 1)
         if len(text) > MAX_PARAMS_NBYTES:
             raise FormatError(f"over {MAX_PARAMS_NBYTES} bytes long, where a few hundred are usual")
+        refuse_impostor(text[:512], len(text))
         try:
             params = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
