@@ -165,7 +165,7 @@ def convert(
 def quantize(
     source: Annotated[Path, typer.Argument(metavar="SOURCE.gguf", help="The GGUF file to quantize.")],
     dest: Annotated[Path, typer.Argument(metavar="DEST.gguf", help="The GGUF file to write.")],
-    recipe: Annotated[str, typer.Argument(help="A name, such as q4_k_m, or the file of a recipe.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name, such as q4_k_m, or the file of a recipe.")],
     imatrix: ImatrixFile = None,
     rounding: RoundingName = "exact",
     tensor_types: TensorTypes = None,
