@@ -33,22 +33,21 @@ class Draft:
         self._fd = -1
 
     def __enter__(self) -> Draft:
-        with in_file(self.named):
-            self._check_space()
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-            self._fd = os.open(self._part, flags, 0o666)
-            try:
+        try:
+            with in_file(self.named):
+                self._check_space()
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+                self._fd = os.open(self._part, flags, 0o666)
                 _reserve(self._fd, self.size)
-            except BaseException:
-                self._discard()
-                raise
-        return self
+            return self
+        except BaseException:  # an interruption may come between any two lines
+            self._discard()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._fd >= 0:
-            self._discard()
+        self._discard()
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Writes all of `data` (bytes) at `offset`. Safe for threads that write different places."""
@@ -65,11 +64,7 @@ class Draft:
                 os.fchmod(self._fd, stat.S_IMODE(self.destination.stat().st_mode))
             os.close(self._fd)
             self._fd = -1
-            try:
-                self._rename()
-            except BaseException:
-                self._part.unlink(missing_ok=True)
-                raise
+            self._rename()
             folder = os.open(self.destination.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -100,8 +95,10 @@ class Draft:
             raise SpaceError(f"needs {self.size} bytes of disk, but only {available} are free", todo="Make room first")
 
     def _discard(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        """Removes the sibling, if it is there; after `publish` it is not."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
         self._part.unlink(missing_ok=True)
 
 

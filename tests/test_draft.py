@@ -9,9 +9,11 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+from llamatools import draft as draft_module
 from llamatools.draft import Draft, check_destination
 from llamatools.errors import SpaceError, UsageError
 
@@ -179,3 +181,42 @@ def test_destinations_that_are_refused(tmp_path: Path) -> None:
             check_destination(tmp_path / name, [source], force=force)
     with pytest.raises(UsageError, match=r"same: exists already. Add --force to replace it"):
         check_destination(tmp_path / "same", [], force=False)
+
+
+class Stopper:
+    """A trace function that raises KeyboardInterrupt before the n-th line of draft.py, the clean-up's own aside."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Stopper | None:
+        code = frame.f_code
+        if code.co_filename != draft_module.__file__ or code.co_name in ("_discard", "__exit__", "__init__"):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_an_interruption_before_any_line_leaves_nothing(tmp_path: Path, force: bool) -> None:
+    n_stopped = 0
+    for n in range(1, 100):
+        stopper = Stopper(n)
+        sys.settrace(stopper)
+        try:
+            with Draft(tmp_path / "model", 3, force=force) as draft:
+                draft.write(b"abc", 0)
+                draft.publish()
+        except KeyboardInterrupt:
+            n_stopped += 1
+        finally:
+            sys.settrace(None)
+        assert os.listdir(tmp_path) in ([], ["model"]), n
+        if stopper.left > 0:
+            break
+        (tmp_path / "model").unlink(missing_ok=True)
+    assert n_stopped > 20
+    assert (tmp_path / "model").read_bytes() == b"abc"
