@@ -62,8 +62,7 @@ class Draft:
             os.fsync(self._fd)
             if self.force and self.destination.exists():
                 os.fchmod(self._fd, stat.S_IMODE(self.destination.stat().st_mode))
-            os.close(self._fd)
-            self._fd = -1
+            self._close()
             self._rename()
             folder = os.open(self.destination.parent, os.O_RDONLY)
             try:
@@ -94,11 +93,14 @@ class Draft:
         if self.size > available:
             raise SpaceError(f"needs {self.size} bytes of disk, but only {available} are free", todo="Make room first")
 
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1  # first forgotten: an interruption must not have it closed twice
+        os.close(fd)
+
     def _discard(self) -> None:
         """Removes the sibling, if it is there; after `publish` it is not."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            self._close()
         self._part.unlink(missing_ok=True)
 
 
