@@ -22,15 +22,17 @@ from ..checkpoint import Hyperparameters, Note, Tokenizer
 from ..errors import FormatError, Report, UnsupportedError, in_file, naming, refuse
 from ..layout import File, Layout
 from ..metadata import Kind, Value, boolean, string
-from ..tokenizers import read_tokenizer
+from ..tokenizers import hf_json, read_tokenizer
 from . import hf_config, strict_json
 from .safetensors import read_safetensors
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?")
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # in this order: the first holds scores, too
 WEIGHTS_FILE = re.compile(r"[^/\\\0]+\.safetensors")  # a plain name: no folder, and no way out of this one
 MAX_INDEX_NBYTES = 32 << 20
+MAX_TOKENIZER_NBYTES = 64 << 20
 SHOWN_NAMES = 5
 
 
@@ -139,7 +141,8 @@ def _require_places(weight_map: dict[str, str], shards: dict[str, Layout], tell:
 
 def _described(folder: Path, layout: Layout, notes: list[Note], report: Report) -> Layout:
     """The layout of the weights with what the folder's other files say."""
-    files = [*layout.files, *(_file(folder / name) for name in (CONFIG, *TOKENIZERS) if (folder / name).is_file())]
+    others = [folder / name for name in (CONFIG, *TOKENIZERS, TOKENIZER_CONFIG)]
+    files = (*layout.files, *(_file(path) for path in others if path.is_file()))
     metadata, hparams, tokenizer = dict(layout.metadata), None, None
     try:
         hparams, keys, more = _read_config(folder / CONFIG)
@@ -155,7 +158,7 @@ def _described(folder: Path, layout: Layout, notes: list[Note], report: Report) 
     return replace(
         layout,
         format="Hugging Face",
-        files=tuple(files),
+        files=files,
         metadata=metadata,
         hparams=hparams,
         tokenizer=tokenizer,
@@ -177,12 +180,22 @@ def _read_config(path: Path) -> tuple[Hyperparameters | None, dict[str, Value], 
         return hparams, keys, notes
 
 
-def _tokenizer(folder: Path, era: str) -> tuple[Tokenizer | None, list[Note]]:
-    """The vocabulary, from the first of the tokenizer files that can be read here."""
-    path = folder / TOKENIZERS[0]
-    if path.is_file():
-        return read_tokenizer(path, era=era), []
-    return None, [Note("tokenizer", "none", f"there is no {' or '.join(TOKENIZERS)}")]
+def _tokenizer(folder: Path, era: str) -> tuple[Tokenizer | None, Sequence[Note]]:
+    """The vocabulary, from the first of the tokenizer files that is there; None and the reason where it is unread."""
+    pieces, library = (folder / name for name in TOKENIZERS)
+    if pieces.is_file():
+        return read_tokenizer(pieces, era=era), ()
+    if not library.is_file():
+        return None, [Note("tokenizer", "none", f"there is no {' or '.join(TOKENIZERS)}")]
+    config: dict[str, Any] = {}
+    if (folder / TOKENIZER_CONFIG).is_file():
+        with in_file(folder / TOKENIZER_CONFIG):
+            config = strict_json.read_object(folder / TOKENIZER_CONFIG, MAX_TOKENIZER_NBYTES)
+    with in_file(library):
+        try:
+            return hf_json.from_json(strict_json.read_object(library, MAX_TOKENIZER_NBYTES), config), ()
+        except UnsupportedError as error:
+            return None, [Note("tokenizer", "none", f"{library.name}: {error.what}")]
 
 
 def _pickled(folder: Path) -> list[str]:

@@ -41,7 +41,7 @@ def hyperparameters(config: Config) -> tuple[Hyperparameters, tuple[Note, ...]]:
         raise UnsupportedError(f"it is {config.get('model_type')!r}, where 'llama' is read", where="key 'model_type'")
     for key, wanted in PLAIN.items():
         if config.get(key, wanted) not in (wanted, None):
-            raise UnsupportedError(f"a LLaMA has none, or {wanted}", where=f"key {key!r}")
+            raise UnsupportedError(f"{config[key]!r}, where a LLaMA has {wanted!r}", where=f"key {key!r}")
     rope = _rope(config)
     notes: list[Note] = []
 
@@ -56,9 +56,9 @@ def hyperparameters(config: Config) -> tuple[Hyperparameters, tuple[Note, ...]]:
     n_kv_heads = _count(config, "num_key_value_heads", n_heads)
     head_dim = _count(config, "head_dim", dim // n_heads if dim % n_heads == 0 else None)
     if n_heads % n_kv_heads:
-        raise FormatError(f"{n_heads} does not divide by num_key_value_heads {n_kv_heads}", where="num_attention_heads")
+        raise FormatError(f"{n_heads} heads do not divide by {n_kv_heads}", where="key 'num_key_value_heads'")
     if head_dim % 2:
-        raise FormatError(f"{head_dim} is odd, and rotary embedding turns pairs", where="head_dim")
+        raise FormatError(f"{head_dim} is odd, and rotary embedding turns pairs", where="key 'head_dim'")
     n_layers = _count(config, "num_hidden_layers")
     if n_layers > MAX_LAYERS:
         raise FormatError(f"{n_layers}, where {MAX_LAYERS} are allowed", where="key 'num_hidden_layers'")
@@ -101,7 +101,8 @@ def _rope(config: Config) -> Config:
             f"RoPE of type {rope['rope_type']!r}, where {' and '.join(ROPE_TYPES)} are read", where="key 'rope_type'"
         )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedError("a LLaMA has none, or 1.0", where="key 'partial_rotary_factor'")
+        what = f"{rope['partial_rotary_factor']!r}, where a LLaMA has 1.0"
+        raise UnsupportedError(what, where="key 'partial_rotary_factor'")
     return rope
 
 
