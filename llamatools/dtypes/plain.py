@@ -5,9 +5,13 @@ bfloat16 is the upper half of a float32; it is held as uint16, since numpy has n
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from .base import Blocks, DType, Floats
+
+PIECE = 1 << 14  # weights that are rounded at a time, so that what lies between stays in the processor's cache
 
 
 def _decode_f32(blocks: Blocks) -> Floats:
@@ -19,7 +23,13 @@ def _encode_f32(values: Floats, importance: Floats | None = None) -> Blocks:
 
 
 def _decode_f16(blocks: Blocks) -> Floats:
-    return blocks.astype(np.float32)
+    return np.take(_float16_as_float32(), blocks.view("<u2"), mode="wrap")  # twice as fast as astype
+
+
+@cache
+def _float16_as_float32() -> Floats:
+    """(65536,): of every pattern of bits."""
+    return np.arange(65536, dtype="<u2").view("<f2").astype("<f4")
 
 
 def _encode_f16(values: Floats, importance: Floats | None = None) -> Blocks:
@@ -28,20 +38,26 @@ def _encode_f16(values: Floats, importance: Floats | None = None) -> Blocks:
 
 
 def _decode_bf16(blocks: Blocks) -> Floats:
-    bits = blocks.astype("<u4")
-    bits <<= 16
+    bits: Blocks = np.left_shift(blocks, 16, dtype="<u4", casting="unsafe")
     return bits.view("<f4")
 
 
 def _encode_bf16(values: Floats, importance: Floats | None = None) -> Blocks:
     """Rounds to nearest, ties to even; a NaN stays one and becomes quiet, as in ggml's ggml_compute_fp32_to_bf16."""
-    bits = np.ascontiguousarray(values, "<f4").view("<u4")
-    rounded = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))
-    nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    if nan.any():
-        rounded[nan] = bits[nan] | 0x400000
-    rounded >>= 16
-    return np.asarray(rounded, "<u2")
+    bits = np.ascontiguousarray(values, "<f4").view("<u4").reshape(-1)
+    rounded = np.empty(bits.size, "<u2")
+    for start in range(0, bits.size, PIECE):
+        piece = bits[start : start + PIECE]
+        nearest = piece >> 16
+        nearest &= 1
+        nearest += 0x7FFF
+        nearest += piece
+        nearest >>= 16
+        nan = np.isnan(piece.view("<f4"))
+        if nan.any():
+            nearest[nan] = piece[nan] >> 16 | 0x40
+        rounded[start : start + PIECE] = nearest
+    return rounded.reshape(values.shape)
 
 
 def _decode_f64(blocks: Blocks) -> Floats:

@@ -32,14 +32,17 @@ def fit_scale(x: Any, w: Any, n: int, limit: int) -> tuple[Any, Any, Any]:
     counts = abs(m) >= NEGLIGIBLE
     m = select(counts, m, 1)
 
+    wx = scratch(F32x16, 32)
+    for k in range(n):
+        wx[k] = w[k] * x[k]
     inverse = f32(-limit) / m
-    wxq, wqq = _products(x, w, n, limit, inverse)
+    wxq, wqq = _products(x, w, wx, n, limit, inverse)
     scale = select(wqq != 0, wxq / wqq, 0)
     gain = scale * wxq  # by how much these codes lower the error below that of all zeros
     for step in range(-9, 10):
         if step != 0:
             tried = -(f32(limit) + f32(0.1) * f32(step)) / m
-            wxq, wqq = _products(x, w, n, limit, tried)
+            wxq, wqq = _products(x, w, wx, n, limit, tried)
             better = (wqq > 0) & (wxq * wxq > gain * wqq)
             inverse = select(better, tried, inverse)
             scale = select(better, wxq / wqq, scale)
@@ -48,12 +51,12 @@ def fit_scale(x: Any, w: Any, n: int, limit: int) -> tuple[Any, Any, Any]:
 
 
 @inlined
-def _products(x: Any, w: Any, n: int, limit: int, inverse: Any) -> tuple[Any, Any]:
-    """sum(w x q) and sum(w q q) for the codes q that `inverse` makes."""
+def _products(x: Any, w: Any, wx: Any, n: int, limit: int, inverse: Any) -> tuple[Any, Any]:
+    """sum(w x q) and sum(w q q) for the codes q that `inverse` makes. wx: w * x, which is the same for all."""
     wxq, wqq = splat(F32x16, 0), splat(F32x16, 0)
     for k in range(n):
         q = clamp(rint(inverse * x[k]), -limit, limit - 1)
-        wxq = wxq + w[k] * x[k] * q
+        wxq = wxq + wx[k] * q
         wqq = wqq + w[k] * q * q
     return wxq, wqq
 
@@ -93,13 +96,14 @@ def fit_scale_and_minimum(
 
     for i in range(n_steps + 1):
         tried = (f32(first) + f32(step) * f32(i) + f32(limit)) / (greatest - least)
+        for k in range(n):
+            codes[k] = rint(clamp(tried * (x[k] - least), 0, limit))  # 0 for what is no number, where greatest == least
         wq, wqq, wqx = splat(F32x16, 0), splat(F32x16, 0), splat(F32x16, 0)
         for k in range(n):
-            q = rint(clamp(tried * (x[k] - least), 0, limit))  # 0 for what is not a number, where greatest == least
-            codes[k] = q
-            wq = wq + w[k] * q
-            wqq = wqq + w[k] * q * q
-            wqx = wqx + w[k] * q * x[k]
+            wq_k = w[k] * codes[k]
+            wq = wq + wq_k
+            wqq = wqq + wq_k * codes[k]
+            wqx = wqx + wq_k * x[k]
         determinant = sum_w * wqq - wq * wq
         new_scale = (sum_w * wqx - sum_wx * wq) / determinant
         new_least = (wqq * sum_wx - wq * wqx) / determinant

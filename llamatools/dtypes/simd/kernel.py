@@ -25,6 +25,7 @@ _OPTIONS = {
     "boundscheck": False,
     "nogil": True,  # threads run kernels at the same time
     "_nrt": False,  # no reference counting, which would be calls in the loops; so kernels cannot make arrays
+    "no_cfunc_wrapper": True,  # only Python and other kernels call them; less to compile
 }
 
 
@@ -41,7 +42,7 @@ def kernel(function: Function) -> Function:
 
 def inlined(function: Function) -> Function:
     """Compiles a function into every kernel that calls it, with no call left: vectors stay in registers."""
-    inlined_function: Function = njit(forceinline=True, **_OPTIONS)(function)
+    inlined_function: Function = njit(forceinline=True, no_cpython_wrapper=True, **_OPTIONS)(function)
     return inlined_function
 
 
