@@ -278,7 +278,10 @@ def test_cut_anywhere(tmp_path: Path) -> None:
     assert n_tensors == 12
     layout = llamatools.inspect(path)  # the last cut: shown as far as it makes sense
     assert (len(layout.tensors), [problem.code for problem in layout.problems]) == (12, ["truncated"])
-    assert layout.stopped_at == path.stat().st_size
+    assert layout.stopped_at is None
+    path.write_bytes(SMALL + struct.pack("<3I", 9, 9, 9))
+    layout = llamatools.inspect(path)
+    assert (len(layout.tensors), layout.stopped_at) == (12, len(SMALL))
 
 
 def test_damage_never_ends_in_another_error(tmp_path: Path) -> None:

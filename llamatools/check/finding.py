@@ -20,6 +20,10 @@ SEVERITIES: dict[str, Severity] = {
     "zero-end": "warning",
     "damaged": "error",
     "truncated": "error",
+    # sets of files
+    "shard-missing": "error",
+    "shard-name": "error",
+    "shard-alien": "error",
     # where tensors lie
     "alignment-value": "error",
     "alignment-mismatch": "error",

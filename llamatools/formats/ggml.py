@@ -136,7 +136,8 @@ def _read(path: Path, report: Report) -> Layout:
                 tensors.append(tensor)  # one by one: those before an error are kept
         except FormatError as error:
             report(error)
-            stopped_at = min(tensors[-1].end, size) if tensors else window.at
+            if error.code != "truncated":
+                stopped_at = tensors[-1].end if tensors else window.at
     files = (File(path, size),)
     return Layout(format.name, files, tuple(tensors), metadata, format.alignment, stopped_at=stopped_at)
 
