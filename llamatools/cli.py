@@ -186,7 +186,7 @@ def quantize(
     report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
-    """Quantize a GGUF file: each tensor gets the type that the recipe gives it.
+    """Quantize a GGUF file. Each tensor gets the type that the recipe gives it.
 
     Named recipes are q4_0 q4_1 q5_0 q5_1 q8_0 q4_k_s q4_k_m q5_k_s q5_k_m q6_k iq4_nl iq4_xs.
     """
