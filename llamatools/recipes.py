@@ -172,7 +172,7 @@ def with_overrides(recipe: Recipe, overrides: Sequence[Rule], tensors: Sequence[
     return replace(recipe, rules=(*overrides, *recipe.rules))
 
 
-RULE = re.compile(r"(?P<pattern>[^#\s].*?)\s*=\s*(?P<dtype>\w+)\s*(#.*)?")
+RULE = re.compile(r"(?P<pattern>[^#\s].*?)[ \t]*=[ \t]*(?P<dtype>\w+)[ \t]*(#.*)?")  # within a line
 
 
 def parse_rule(text: str, where: str | None = None) -> Rule:

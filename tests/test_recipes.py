@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llamatools.dtypes import BF16, BY_NAME, F16, F32, DType, named
@@ -57,6 +57,8 @@ def test_a_heading_cannot_become_a_rule(tmp_path: Path) -> None:
 
 @example("#", "Q4_0")
 @example("a = Q4_0 #", "keep")
+@example("a=b#\n", "Q4_0")
+@settings(deadline=None)
 @given(
     st.text(st.sampled_from("a# =.\t\r\n\\wQ4_0"), min_size=1) | st.text(min_size=1),
     st.sampled_from(["Q4_0", "keep", "f32 # a = b"]),
