@@ -217,7 +217,8 @@ def quantize(
 @app.command()
 def inspect(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="GGUF, safetensors, .pth or a Meta checkpoint's folder.")
+        list[Path],
+        typer.Argument(metavar="PATH...", help="GGUF, safetensors, .pth or ggjt files, Hugging Face or Meta folders."),
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor and where it lies.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List every metadata key.")] = False,

@@ -97,7 +97,7 @@ def test_rows_of_the_first_weeks_are_said_to_be_open(tmp_path: Path) -> None:
     path.write_bytes(build("ggml", llama(2)).data)
     notes = {note.what: note for note in read_ggml(path).notes}
     assert notes["blocks"].value == "Q4_0 (ggml)"
-    assert "until 17 March 2023" in notes["blocks"].reason
+    assert "rows of Q4_0 until 11 March 2023" in notes["blocks"].reason
     path.write_bytes(build("ggml", llama(1)).data)
     assert "blocks" not in {note.what for note in read_ggml(path).notes}
 

@@ -298,7 +298,7 @@ def _explained(layout: Layout) -> Layout:
         notes.append(Note("tokenizer", "none", "the vocabulary does not begin as LLaMA's does; its texts are metadata"))
     ambiguous = [dtype.name for dtype in layout.nbytes_by_dtype() if dtype in UNVERSIONED.values()]
     if ambiguous:
-        reason = "until 17 March 2023 rows were laid out otherwise under the same magic and in as many bytes"
+        reason = "rows of Q4_0 until 11 March 2023, of Q4_1 until 17 March, were laid out otherwise in as many bytes"
         notes.append(Note("blocks", ", ".join(ambiguous), reason))
     return replace(layout, tokenizer=tokenizer, notes=tuple(notes))
 
