@@ -139,6 +139,7 @@ def convert(
     from .conversion import convert as convert_checkpoint
 
     options = _meta_options(tokenizer, pad_vocab, instruct, chat_template, (context, rope_theta, rope_factor, norm_eps))
+    _check_report(report)
     with _Bar() as bar:
         done = convert_checkpoint(
             source,
@@ -195,6 +196,7 @@ def quantize(
     options = _quantize_options(
         imatrix, rounding, tensor_types, pure, output_type, embedding_type, strict, allow_requantize
     )
+    _check_report(report)
     if print_recipe:
         print(conversion.recipe_of(source, recipe, options=options).text(), end="")
         return
@@ -383,6 +385,13 @@ def _quantize_options(
         strict,
         allow_requantize,
     )
+
+
+def _check_report(path: Path | None) -> None:
+    if path is not None:
+        from .draft import check_destination
+
+        check_destination(path, (), force=True)
 
 
 def _write_report(done: Conversion, path: Path | None) -> None:

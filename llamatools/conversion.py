@@ -99,8 +99,10 @@ def convert(
     with in_file(source):
         wanted = None if is_recipe else DTYPES[str(dtype)]
         plan = plan_gguf(checkpoint, destination, dtype=wanted, alignment=alignment, name=name, settings=settings)
-        if is_recipe:
-            plan, changes = plan_quantized(plan, destination, dtype, quantizing)
+    if is_recipe:
+        rules = the_recipe(plan.layout, dtype, quantizing)
+        with in_file(source):
+            plan, changes = plan_quantized(plan, destination, rules, quantizing)
     work = _Work(plan, changes, _checked(threads), [file.path for file in checkpoint.files], force)
     if not dry_run:
         work.check_destination()
@@ -130,9 +132,10 @@ def quantize(
     started = time.perf_counter()
     source, destination = Path(source), Path(destination)
     layout = _gguf(source)
+    rules = the_recipe(layout, recipe, options)
     with in_file(source):
-        plan, changes = plan_quantized(read_plan(layout), destination, recipe, options, alignment)
-    work = _Work(plan, changes, _checked(threads), [source], force)
+        plan, changes = plan_quantized(read_plan(layout), destination, rules, options, alignment)
+    work = _Work(plan, changes, _checked(threads), [file.path for file in layout.files], force)
     if not dry_run:
         work.check_destination()
     care = Care(sources=False, numbers=True, roundings=options.measure)
@@ -144,8 +147,7 @@ def recipe_of(
     source: str | os.PathLike[str], recipe: str | os.PathLike[str], *, options: QuantizeOptions = PLAIN
 ) -> Recipe:
     """The rules by which `quantize` would choose for this GGUF file. Raises what it raises."""
-    with in_file(source):
-        return the_recipe(_gguf(Path(source)), recipe, options)
+    return the_recipe(_gguf(Path(source)), recipe, options)
 
 
 def _gguf(source: Path) -> Layout:

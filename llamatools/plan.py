@@ -121,7 +121,7 @@ def placed(layout: Layout, destination: Path, alignment: int, checkpoint: Checkp
         layout,
         format="GGUF v3",
         files=(File(destination, header.file_size),),
-        tensors=tuple(replace(t, offset=at) for t, at in zip(layout.tensors, header.offsets, strict=True)),
+        tensors=tuple(replace(t, offset=at, file=0) for t, at in zip(layout.tensors, header.offsets, strict=True)),
         metadata=metadata,
         alignment=alignment,
         data_offset=header.data_offset,

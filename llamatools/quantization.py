@@ -17,7 +17,7 @@ from . import names, provenance
 from .checkpoint import Note
 from .dtypes import DType, Floats
 from .dtypes.rounding import Rounding
-from .errors import FormatError, UnsupportedError, UsageError, in_file
+from .errors import FormatError, UsageError, in_file
 from .formats.gguf_write import DEFAULT_ALIGNMENT
 from .formats.imatrix import Imatrix, read_imatrix
 from .layout import Layout, PlacedTensor
@@ -85,14 +85,9 @@ class Change:
 def read_plan(layout: Layout) -> Plan:
     """A GGUF that was read, as if it were to be written again: the plan that `plan_quantized` starts from.
 
-    Where it was made by llamatools, what it was made from is carried over; else the file itself is named as source.
-    Raises UnsupportedError for one file of several.
+    Where it was made by llamatools, what it was made from is carried over; else its files are named as source. A set
+    of files becomes one.
     """
-    n_files = layout.metadata.get("split.count")
-    if n_files is not None and int(n_files.data) > 1:
-        raise UnsupportedError(
-            f"one of {n_files.data} files of a model", todo="Join them first: llama-gguf-split --merge"
-        )
     metadata = {key: value for key, value in layout.metadata.items() if not key.startswith("split.")}
     if provenance.SOURCE_FILES not in metadata:
         metadata |= provenance.file_keys((file.path, file.size) for file in layout.files)
@@ -102,7 +97,7 @@ def read_plan(layout: Layout) -> Plan:
 def plan_quantized(
     plan: Plan,
     destination: Path,
-    recipe: str | os.PathLike[str],
+    recipe: Recipe,
     options: QuantizeOptions,
     alignment: int | None = None,
 ) -> tuple[Plan, tuple[Change, ...]]:
@@ -121,8 +116,7 @@ def plan_quantized(
         )
     layout = plan.layout
     imatrix = None if options.imatrix is None else read_imatrix(options.imatrix)
-    chosen = the_recipe(layout, recipe, options)
-    choices = choose(chosen, layout.tensors, strict=options.strict)
+    choices = choose(recipe, layout.tensors, strict=options.strict)
     importance = {} if imatrix is None else _importance(imatrix, layout.tensors, choices)
 
     tensors, changes = [], []
@@ -137,7 +131,7 @@ def plan_quantized(
         n_weights[tensor.dtype] += tensor.n_weights
     metadata = {
         **layout.metadata,
-        FILE_TYPE_KEY: u32(file_type(chosen, n_weights)),
+        FILE_TYPE_KEY: u32(file_type(recipe, n_weights)),
         VERSION_KEY: u32(QUANTIZATION_VERSION),
         **(imatrix_keys(imatrix) if imatrix else {}),
     }
