@@ -1,6 +1,8 @@
 # Two commands do everything on a machine that has Python 3.11 or later, and make:
 #   make demo   set up, then convert, inspect, run and prove the bundled tiny LLaMA
 #   make test   set up, then run all tests and checks
+# One more needs Debian or its kin:
+#   make test-arm64   set up an emulated arm64, then compare what the kernels write there with what they write here
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +10,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 MODEL := build/tiny-llama.gguf
 
-.PHONY: demo test docs bench clean
+.PHONY: demo test test-arm64 docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -27,6 +29,13 @@ test: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-arm64: $(VENV)/installed-for-tests
+	tests/arm64/setup.sh build/arm64 $(BIN)/python
+	@echo "== The vector layer on arm64, against numpy"
+	PYTHONPATH=. build/arm64/python -m pytest -q --noconftest -p no:cacheprovider tests/test_simd.py
+	@echo "== Every encoder and decoder, arm64 against this machine"
+	PYTHONPATH=. $(BIN)/python tests/arm64/compare.py build/arm64/python
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/command_line.py

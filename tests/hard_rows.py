@@ -63,6 +63,15 @@ def edge_rows(n_columns: int) -> Floats:
     return np.array(rows, np.float32)
 
 
+def subnormal_rows(n_columns: int) -> Floats:
+    """(n, n_columns) of weights that are subnormal or all but, where ggml's C is undefined and processors differ."""
+    random = np.random.default_rng(1074)
+    gaussian = random.standard_normal((6, n_columns))
+    rows = gaussian * [[1e-36], [1e-38], [1e-40], [1e-43], [1e-45], [1.0]]
+    rows[5] = np.where(np.arange(n_columns) % 32, 1e-40, 1.0) * gaussian[5]
+    return rows.astype(np.float32)
+
+
 def real_rows(model: str, n_columns: int) -> Floats:
     """Weights of stories260k or tiny-llama, one after the other, cut into rows; of the latter, every seventh row.
 

@@ -29,7 +29,8 @@ def _decode_f16(blocks: Blocks) -> Floats:
 @cache
 def _float16_as_float32() -> Floats:
     """(65536,): of every pattern of bits."""
-    return np.arange(65536, dtype="<u2").view("<f2").astype("<f4")
+    with np.errstate(invalid="ignore"):  # a signalling NaN, of which numpy warns on arm64
+        return np.arange(65536, dtype="<u2").view("<f2").astype("<f4")
 
 
 def _encode_f16(values: Floats, importance: Floats | None = None) -> Blocks:

@@ -7,6 +7,7 @@ cache by the same name and features, so tiers never share compiled code.
 from __future__ import annotations
 
 import os
+import platform
 import re
 from functools import cache
 
@@ -25,13 +26,16 @@ TIERS = {"avx512": "skylake-avx512", "avx2": "haswell", "sse2": "x86-64"}
 def apply_forced_target() -> None:
     """Makes Numba compile for the tier that LLAMATOOLS_SIMD names, if it names one.
 
-    Raises UsageError for an unknown tier, and where Numba has been used before and its choice stands.
+    Raises UsageError for an unknown tier, on another kind of processor than x86-64, and where Numba has been used
+    before and its choice stands.
     """
     tier = os.environ.get(VARIABLE)
     if not tier:
         return
     if tier not in TIERS:
         raise UsageError(f"{VARIABLE}={tier}: unknown tier", todo=f"Known are {', '.join(TIERS)}")
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise UsageError(f"{VARIABLE}={tier} is a tier of x86-64, and this is {platform.machine()}", todo="Unset it")
     config.CPU_NAME, config.CPU_FEATURES = TIERS[tier], ""  # no features but those of that processor
     if target()[2]:  # what Numba settled on at its first use
         raise UsageError(f"{VARIABLE}={tier} comes too late: Numba has already compiled for this processor")
