@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -71,6 +72,15 @@ def test_a_tier_forced_too_late_is_an_error() -> None:
     code = "import numba; numba.njit(lambda: 1)(); import llamatools.dtypes.simd"
     result = child("-c", code, LLAMATOOLS_SIMD="sse2")
     assert "LLAMATOOLS_SIMD=sse2 comes too late: Numba has already compiled for this processor" in result.stderr
+
+
+def test_arm64_needs_debian(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    assert bash
+    command = [bash, str(Path(__file__).parent / "arm64" / "setup.sh"), str(tmp_path), sys.executable]
+    result = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == ("apt-get: not found, and needed to fetch an arm64 Python. Run this on Debian or its kin\n")
 
 
 ENCODE = """
