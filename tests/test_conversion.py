@@ -328,7 +328,7 @@ import sys, time
 from llamatools import tensors
 read = tensors.FileTensor.read
 def slow(*args):
-    time.sleep(0.05)
+    time.sleep(0.3)  # longer than this test takes to notice
     return read(*args)
 tensors.FileTensor.read = slow
 from llamatools.cli import main
