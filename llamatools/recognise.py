@@ -89,7 +89,9 @@ def _read_pth(path: Path, *, report: Report) -> Layout:
 
 
 def _read_gguf(path: Path, *, report: Report) -> Layout:
-    return _understood(gguf_split.read_gguf_set(path, report=report), naming(path, report))
+    layout = gguf_split.read_gguf_set(path, report=report)
+    is_whole = layout.stopped_at is None  # else keys may be missing because they were not reached
+    return _understood(layout, naming(path, report) if is_whole else [].append)
 
 
 # What a file's first 512 bytes must be like -> its format. The first that knows the file reads it, or names what is

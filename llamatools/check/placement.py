@@ -62,9 +62,7 @@ def check(layout: Layout, align: int | None = None) -> Iterator[Finding]:
         raise UsageError(f"{align} is no power of two", where="--align")
     if layout.stopped_at is not None:
         return  # where tensors lie is not known
-    is_explained = any(problem.code == "alignment-mismatch" for problem in layout.problems)
-    promised = 1 if is_explained else layout.alignment or 1
-    wanted = max(align or 1, promised)
+    wanted = align or 1  # what the format promises was held against the file when it was read
     off = [tensor for tensor in layout.tensors if tensor.offset % wanted]
     if off:
         n = f"{len(off)} of {len(layout.tensors)} tensors do"
@@ -86,6 +84,7 @@ def check(layout: Layout, align: int | None = None) -> Iterator[Finding]:
             where=f"tensor {first.name!r}",
             span=(first.offset, first.end),
         )
+    is_explained = any(problem.code == "alignment-mismatch" for problem in layout.problems)
     if layout.format.startswith("GGUF") and not is_explained:
         yield from _end_of_file(layout)
 

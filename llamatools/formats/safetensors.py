@@ -155,4 +155,4 @@ def _require_tiling(tensors: list[FileTensor], data_offset: int, size: int, repo
         )
     elif end < size:
         what = f"{before} at byte {end}, but the file at {size}: bytes that belong to no tensor"
-        report(FormatError(what, code="trailing", span=(end, size)))
+        report(FormatError(what, code="hole", span=(end, size)))
