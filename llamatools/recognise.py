@@ -90,8 +90,9 @@ def _read_pth(path: Path, *, report: Report) -> Layout:
 
 def _read_gguf(path: Path, *, report: Report) -> Layout:
     layout = gguf_split.read_gguf_set(path, report=report)
-    is_whole = layout.stopped_at is None  # else keys may be missing because they were not reached
-    return _understood(layout, naming(path, report) if is_whole else [].append)
+    if layout.stopped_at is not None:  # what is missing may just not have been reached
+        report = list[LlamatoolsError]().append
+    return _understood(layout, naming(path, report))
 
 
 # What a file's first 512 bytes must be like -> its format. The first that knows the file reads it, or names what is

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf_files import I32, STRING, U8, U32, U64, Tensor, array, key, scalar
 from llama_files import data_start, llama, written
+from test_gguf_split import shard
 from test_impostors import POINTER
 from test_safetensors import file_of
 
@@ -339,6 +341,32 @@ def test_planted_in_safetensors(name: str, tmp_path: Path) -> None:
     assert found_in(file_of(tmp_path / "model.safetensors", header, data)) == expected
 
 
+# A set of two files: what is done to its second, and what is found.
+SETS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "nothing": (lambda second: None, []),
+    "a file is missing": (
+        Path.unlink,
+        ["shard-missing: 1 of its 2 shards is missing: m-00002-of-00002.gguf. Put all shards into one folder"],
+    ),
+    "a file that was renamed": (
+        lambda second: second.write_bytes(shard(0)),
+        ["shard-name: key 'split.no': 0, where its name says 1. It was renamed"],
+    ),
+    "a file of another model": (
+        lambda second: second.write_bytes(shard(1, more=[key("general.name", scalar(STRING, "other"))])),
+        ["shard-alien: key 'general.name': not what m-00001-of-00002.gguf says. It is a shard of another model"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_planted_in_sets(name: str, tmp_path: Path) -> None:
+    damage, expected = SETS[name]
+    first = written(tmp_path / "m-00001-of-00002.gguf", shard(0, more=[key("general.name", scalar(STRING, "mine"))]))
+    damage(written(tmp_path / "m-00002-of-00002.gguf", shard(1)))
+    assert [line for line in found_in(first) if line.startswith("shard-")] == expected
+
+
 def test_a_truncated_pth(tmp_path: Path) -> None:
     data = (Path(__file__).parents[1] / "fixtures" / "tiny-llama" / "consolidated.00.pth").read_bytes()
     path = written(tmp_path / "cut.pth", data[:-1000])
@@ -371,6 +399,7 @@ def test_places_and_bytes(tmp_path: Path) -> None:
 def test_every_code_is_planted_and_explained() -> None:
     lines = [line for _, found in PLANTED.values() for line in found]
     lines += [line for *_, found in OTHERS.values() for line in found]
+    lines += [line for _, found in SETS.values() for line in found]
     elsewhere = {"misaligned", "nan", "infinite", "huge", "zero-tensor", "not-scanned"}  # in the tests of their own
     assert {line.split(": ")[0] for line in lines} | elsewhere == SEVERITIES.keys()
     page = (Path(__file__).parents[1] / "docs" / "reference" / "findings.md").read_text()

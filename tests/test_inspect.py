@@ -42,7 +42,7 @@ def test_where_reading_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("matrices", [Q.F32, Q.F16, Q.Q4_0, Q.Q8_0])
-def test_what_gguf_py_writes_is_sound(matrices: Q, tmp_path: Path) -> None:
+def test_what_gguf_py_writes_is_sound(matrices: gguf.GGMLQuantizationType, tmp_path: Path) -> None:
     layout = llamatools.inspect(write_gguf(tmp_path / "m.gguf", random_weights(TINY), TINY, matrices=matrices))
     assert llamatools.findings(layout) == []
     assert llamatools.scan(layout) == []

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from ..checkpoint import Hyperparameters
 from ..layout import Layout
-from ..metadata import Kind
 from ..names import EMBEDDING, OUTPUT, ROPE_FACTORS, meta_to_gguf, shapes
 from .finding import Finding
 
@@ -22,6 +21,8 @@ OPTIONAL = re.compile(
     r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))\.(weight|bias|scale|input_scale)|"
     r"blk\.\d+\.ffn_(gate_inp|(gate|up|down)_(exps|shexp)|(gate|up|down)\.\d+)\.\w+"
 )
+
+PARTIAL = {"shard-missing", "shard-name"}  # problems that keep tensors from being listed
 
 
 def check(layout: Layout) -> Iterator[Finding]:
@@ -77,11 +78,10 @@ def _tensors(layout: Layout, h: Hyperparameters, file: str) -> Iterator[Finding]
                 f"{list(tensor.shape)}, where the hyperparameters ask for {list(shape)}",
                 file,
                 f"tensor {name!r}",
-                (tensor.offset, tensor.end) if layout.data_offset else None,
+                (tensor.offset, tensor.end) if layout.stopped_at is None else None,
             )
-    n_shards = _n_shards(layout)
-    if layout.stopped_at is not None or n_shards > len(layout.files):
-        return  # more tensors are elsewhere
+    if layout.stopped_at is not None or any(problem.code in PARTIAL for problem in layout.problems):
+        return  # there are more tensors than could be listed
     missing = [name for name in wanted if name not in present and not _may_miss(name, present)]
     if missing:
         yield Finding(
@@ -114,8 +114,3 @@ def _is_optional(name: str, n_layers: int) -> bool:
     if not OPTIONAL.fullmatch(name):
         return False
     return not name.startswith("blk.") or int(name.split(".")[1]) < n_layers
-
-
-def _n_shards(layout: Layout) -> int:
-    value = layout.metadata.get("split.count")
-    return int(value.data) if value and value.kind is Kind.UINT16 else 1

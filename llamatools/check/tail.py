@@ -14,10 +14,12 @@ SAMPLE = 4096  # bytes read at a place to tell whether it is zero
 
 def check(layout: Layout) -> Iterator[Finding]:
     """Reads some samples of each file, from its end backwards."""
-    if layout.data_offset is None:
-        return
+    if layout.stopped_at is not None:
+        return  # where tensors lie is not known
     for n, file in enumerate(layout.files):
-        tensors = sorted((t for t in layout.tensors if t.file == n and t.nbytes), key=lambda t: t.offset)
+        tensors = sorted(
+            (t for t in layout.tensors if t.file == n and t.nbytes and not t.strides), key=lambda t: t.offset
+        )
         if not tensors:
             continue
         with in_file(file.path), open(file.path, "rb") as opened:

@@ -110,6 +110,7 @@ def _joined(path: Path, shards: dict[Path, Layout], n_tensors: int | None, repor
         alignment=min(layout.alignment or 1 for layout in layouts),
         header_end=None,
         data_offset=None,
+        stopped_at=next((layout.stopped_at for layout in layouts if layout.stopped_at is not None), None),
     )
 
 
