@@ -15,6 +15,7 @@ from tiny_llamas import SHARED
 
 import llamatools
 from llamatools import names
+from llamatools.check import SEVERITIES
 from llamatools.dtypes import BY_NAME
 from llamatools.errors import FormatError, LlamatoolsError, UnsupportedError
 from llamatools.formats.ggml import read_ggml
@@ -258,6 +259,7 @@ def test_refused(name: str, tmp_path: Path) -> None:
     assert type(error.value) is kind
     assert str(error.value).startswith(f"{path}: ")
     assert str(error.value).isprintable()
+    assert kind is UnsupportedError or error.value.code in SEVERITIES
 
 
 SMALL = build("ggjt v1", llama(n_vocab=5, dim=32, hidden=32), dim=32).data

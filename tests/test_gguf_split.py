@@ -14,6 +14,7 @@ from tiny_llamas import TINY, random_weights
 
 import llamatools
 from llamatools import names
+from llamatools.check import SEVERITIES
 from llamatools.errors import FormatError
 from llamatools.formats.gguf_split import read_gguf_set
 
@@ -168,8 +169,9 @@ def test_refused(case: str, tmp_path: Path) -> None:
     assert len(read_gguf_set(first).tensors) == 2
     damage, said = REFUSED[case]
     damage(first, second)
-    with pytest.raises(FormatError, match=re.escape(said)):
+    with pytest.raises(FormatError, match=re.escape(said)) as error:
         llamatools.open(first if first.exists() else tmp_path / "m-00001-of-65535.gguf")
+    assert error.value.code in SEVERITIES
 
 
 def test_what_is_left_of_a_set_is_shown(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import llamatools
+from llamatools.check import SEVERITIES
 from llamatools.checkpoint import Hyperparameters, RopeScaling
 from llamatools.errors import FormatError, LlamatoolsError, UnsupportedError
 from llamatools.formats import hf_config
@@ -258,8 +259,9 @@ def test_index_refused(case: str, tmp_path: Path) -> None:
     weight_map = {key: value for key, value in (PLACES | change).items() if value is not None}
     (tmp_path / INDEX).write_text(json.dumps(index | {"weight_map": weight_map}))
     for path in (tmp_path, tmp_path / INDEX):
-        with pytest.raises(FormatError, match=re.escape(said)):
+        with pytest.raises(FormatError, match=re.escape(said)) as error:
             llamatools.open(path)
+        assert error.value.code in SEVERITIES
 
 
 # The bytes of a JSON file, and what is said of them.
