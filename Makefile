@@ -1,5 +1,5 @@
 # Two commands do everything on a machine that has Python 3.11 or later, and make:
-#   make demo   set up, then convert, inspect, run and prove the bundled tiny LLaMA
+#   make demo   set up, then convert, inspect, run, prove and quantize the bundled tiny LLaMA
 #   make test   set up, then run all tests and checks
 # One more needs Debian or its kin:
 #   make test-arm64   set up an emulated arm64, then compare what the kernels write there with what they write here
@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 MODEL := build/tiny-llama.gguf
+SMALL := build/tiny-llama-q4_k_m.gguf
 
 .PHONY: demo test test-arm64 docs bench clean
 .DELETE_ON_ERROR:
@@ -23,6 +24,9 @@ demo: $(VENV)/installed
 	$(BIN)/llamatools run $(MODEL) --max-tokens 1000
 	@echo "== 4. Prove that it computes what the original checkpoint computes"
 	$(BIN)/llamatools run $(MODEL) --against fixtures/tiny-llama
+	@echo "== 5. Quantize it to a third of its size; it still knows the poem"
+	$(BIN)/llamatools quantize $(MODEL) $(SMALL) q4_k_m --force
+	$(BIN)/llamatools run $(SMALL) --max-tokens 200
 
 test: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
