@@ -6,9 +6,10 @@ infinity and NaN are the largest. So one maximum per chunk tells whether there i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -38,6 +39,11 @@ REACH: dict[str, dict[str, float]] = {
     "IQ4_NL": {"d": 127},
     "IQ4_XS": {"d": 32 * 127},
 }
+CODES = {
+    "nan": "are NaN",
+    "infinite": "are infinite",
+    "huge": f"make weights beyond {LARGEST:.0f}, which float16 cannot hold",
+}
 INFINITY = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80, "F64": 0x7FF << 52}
 
 
@@ -62,7 +68,7 @@ def numbers_of(dtype: DType) -> tuple[Numbers, ...]:
     return tuple(_floats("F16", reach, field) for field, reach in REACH.get(dtype.name, {}).items())
 
 
-def _floats(name: str, reach: float, field: str | None) -> Numbers:
+def _floats(name: str, reach: float, of: str | None) -> Numbers:
     infinity = INFINITY[name]
     unsigned = np.dtype("<u8" if name == "F64" else "<u4" if name == "F32" else "<u2")
     magnitude = unsigned.type((1 << 8 * unsigned.itemsize - 1) - 1)
@@ -74,7 +80,7 @@ def _floats(name: str, reach: float, field: str | None) -> Numbers:
     }
 
     def bits(blocks: Blocks) -> NDArray[Any]:
-        found: NDArray[Any] = (blocks if field is None else blocks[field]).view(unsigned) & magnitude
+        found: NDArray[Any] = (blocks if of is None else blocks[of]).view(unsigned) & magnitude
         return found
 
     return Numbers(bits, infinity, limits[name])
@@ -82,12 +88,10 @@ def _floats(name: str, reach: float, field: str | None) -> Numbers:
 
 @dataclass
 class Seen:
-    """Of a tensor: how many of its numbers are NaN, infinite and huge; the first row with any; whether all are zero."""
+    """What a tensor's numbers are: by code of a finding, how many and the first row with any; whether all are zero."""
 
-    nan: int = 0
-    infinite: int = 0
-    huge: int = 0
-    first_row: int | None = None
+    count: Counter[str] = field(default_factory=Counter)
+    first_row: dict[str, int] = field(default_factory=dict)
     zero: bool = True
 
     def look(self, blocks: Blocks, start: int, kinds: tuple[Numbers, ...]) -> None:
@@ -96,15 +100,17 @@ class Seen:
             bits = kind.bits(blocks)
             largest = int(bits.max(initial=0))
             self.zero = self.zero and largest == 0
-            if largest <= min(kind.limit, kind.infinity - 1):
+            if largest <= kind.limit and largest < kind.infinity:
                 continue
-            odd = bits > min(kind.limit, kind.infinity - 1)
-            nan, infinite = int((bits > kind.infinity).sum()), int((bits == kind.infinity).sum())
-            self.nan += nan
-            self.infinite += infinite
-            self.huge += int(odd.sum()) - nan - infinite
-            if self.first_row is None:
-                self.first_row = start + int(odd.reshape(len(blocks), -1).any(1).argmax())
+            for code, odd in (
+                ("nan", bits > kind.infinity),
+                ("infinite", bits == kind.infinity),
+                ("huge", (bits > kind.limit) & (bits < kind.infinity)),
+            ):
+                if n := int(np.count_nonzero(odd)):
+                    self.count[code] += n
+                    row = start + int(odd.reshape(len(blocks), -1).any(1).argmax())
+                    self.first_row[code] = min(row, self.first_row.get(code, row))
 
 
 def scan(
@@ -149,16 +155,12 @@ def _scan(progress: Callable[[int], None], tensor: PlacedTensor) -> Seen:
 def _findings(tensor: PlacedTensor, seen: Seen, file: str) -> Iterator[Finding]:
     where = f"tensor {tensor.name!r}"
     what = "scales" if tensor.dtype.is_quantized else "weights"
-    span = None
-    row = seen.first_row or 0
-    if tensor.source and seen.first_row is not None and not tensor.strides:
-        span = (tensor.offset + row * tensor.source.row_nbytes, tensor.offset + (row + 1) * tensor.source.row_nbytes)
-    for code, n, are in (
-        ("nan", seen.nan, "are NaN"),
-        ("infinite", seen.infinite, "are infinite"),
-        ("huge", seen.huge, f"make weights beyond {LARGEST:.0f}, which float16 cannot hold"),
-    ):
-        if n:
+    for code, are in CODES.items():
+        if n := seen.count[code]:
+            row, span = seen.first_row[code], None
+            if tensor.source and not tensor.strides:
+                start = tensor.offset + row * tensor.source.row_nbytes
+                span = (start, start + tensor.source.row_nbytes)
             yield Finding(code, f"{n} of its {what} {are}; see row {row}", file, where, span)
     if seen.zero and tensor.nbytes:
         yield Finding("zero-tensor", f"all of its {tensor.n_weights} weights are zero", file, where)
