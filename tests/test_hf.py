@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -316,6 +317,12 @@ def test_folders_that_hold_no_model_or_two(tmp_path: Path) -> None:
         llamatools.open(tmp_path)
     (tmp_path / "consolidated.00.pth").touch()
     with pytest.raises(FormatError, match="both a Meta checkpoint and Hugging Face's files are in it. Move one"):
+        llamatools.open(tmp_path)
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(FormatError, match="no weights in it"):
         llamatools.open(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import gguf
 import numpy as np
 import pytest
 from llamatools_runtime.load import load
@@ -21,6 +22,25 @@ def test_a_llama_is_loaded_and_its_matrices_stay_on_the_mapping(tmp_path):
     np.testing.assert_array_equal(model.layers[1].w2.blocks, WEIGHTS["layers.1.feed_forward.w2.weight"])
     np.testing.assert_array_equal(model.layers[2].ffn_norm, WEIGHTS["layers.2.ffn_norm.weight"])
     assert not model.output.blocks.flags.owndata
+
+
+def test_a_set_of_files_is_one_model(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=10)
+    reader = gguf.GGUFReader(write_gguf(tmp_path / "whole.gguf", WEIGHTS, TINY))
+    for key, field in reader.fields.items():
+        if key.startswith("llama."):
+            writer.add_key_value(key, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model, layout = load(tmp_path / "m-00001-of-00003.gguf")
+    assert len(layout.files) == 3
+    np.testing.assert_array_equal(model.tok_embeddings.blocks, WEIGHTS["tok_embeddings.weight"])
+    np.testing.assert_array_equal(model.layers[2].w3.blocks, WEIGHTS["layers.2.feed_forward.w3.weight"])
+    np.testing.assert_array_equal(model.output.blocks, WEIGHTS["output.weight"])
 
 
 def test_a_missing_output_is_the_embedding(tmp_path):

@@ -54,9 +54,9 @@ def read_hf(path: Path, *, report: Report = refuse) -> Layout:
     other containers.
     """
     with in_file(path):
-        if (path / INDEX).exists():
+        if (path / INDEX).is_file():
             return read_sharded(path / INDEX, report=report)
-        if (path / SINGLE).exists():
+        if (path / SINGLE).is_file():
             return _described(path, read_safetensors(path / SINGLE, report=report), [], report)
         if pickled := _pickled(path):
             raise UnsupportedError(

@@ -68,27 +68,30 @@ def matmul(matrix: Matrix, x: Floats) -> Floats:
 
 
 def map_weights(layout: Layout) -> dict[str, Matrix]:
-    """Maps the layout's file and gives its tensors by name, as views of the mapping.
+    """Maps the layout's files and gives its tensors by name, as views of the mappings.
 
-    The file must not shrink while any of them is in use: the operating system ends a process that touches a page
-    which is no longer there. Raises FormatError when the file is not what the layout describes any more, and
+    A file must not shrink while a tensor of it is in use: the operating system ends a process that touches a page
+    which is no longer there. Raises FormatError when a file is not what the layout describes any more, and
     UnsupportedError for a dtype that has no decoder.
     """
-    (file,) = layout.files
-    with in_file(file.path):
-        for tensor in layout.tensors:
-            if tensor.dtype.decode is None:
-                raise UnsupportedError(
-                    f"weights of type {tensor.dtype} cannot be computed with", where=f"tensor {tensor.name!r}"
-                )
-            if tensor.end > file.size:
-                raise FormatError(
-                    f"its data is bytes {tensor.offset} to {tensor.end}, but the file ends at {file.size}",
-                    where=f"tensor {tensor.name!r}",
-                    todo="The file is probably truncated",
-                )
-        mapping = _map(file.path, file.size)
-        return {tensor.name: _view(mapping, tensor) for tensor in layout.tensors}
+    views: dict[str, Matrix] = {}
+    for n, file in enumerate(layout.files):
+        with in_file(file.path):
+            tensors = [tensor for tensor in layout.tensors if tensor.file == n]
+            for tensor in tensors:
+                if tensor.dtype.decode is None:
+                    raise UnsupportedError(
+                        f"weights of type {tensor.dtype} cannot be computed with", where=f"tensor {tensor.name!r}"
+                    )
+                if tensor.end > file.size:
+                    raise FormatError(
+                        f"its data is bytes {tensor.offset} to {tensor.end}, but the file ends at {file.size}",
+                        where=f"tensor {tensor.name!r}",
+                        todo="The file is probably truncated",
+                    )
+            mapping = _map(file.path, file.size)
+            views |= {tensor.name: _view(mapping, tensor) for tensor in tensors}
+    return views
 
 
 def _map(path: Path, size: int) -> mmap.mmap:
