@@ -54,7 +54,10 @@ class _KeptOnDisk(FunctionCache):
         self._cache_file._source_stamp = _digest_of_sources()
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        found = super().load_overload(signature, context)
+        found = None
+        # FunctionCache's own would first load all that the compiler knows: a quarter of a second in every process.
+        with self._guard_against_spurious_io_errors():
+            found = self._load_overload(signature, context)
         if found is None:
             _announce("compiling kernels for this processor, once ...")
         return found
