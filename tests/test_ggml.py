@@ -149,7 +149,8 @@ def test_parts_that_are_missing_or_differ(tmp_path: Path) -> None:
         second.write_bytes(data)
         with pytest.raises(FormatError, match=re.escape(said)):
             read_ggml(first)
-    second.unlink()
+    renamed = second.rename(tmp_path / "m.bin.7")  # no part of two is called so
+    assert [problem.file for problem in llamatools.inspect(renamed).problems] == [str(renamed)]
     layout = llamatools.inspect(first)
     assert (len(layout.tensors), [problem.code for problem in layout.problems]) == (12, ["shard-missing"])
     with pytest.raises(FormatError, match="m.bin: it is one of 2 parts, of which m.bin.1 is missing. Put all parts in"):

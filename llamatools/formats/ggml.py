@@ -100,7 +100,8 @@ def read_ggml(path: Path, *, report: Report = refuse) -> Layout:
         n_parts = _n_parts(first)
     if n_parts == 1:
         return _explained(first)
-    base = path.with_name(re.sub(r"\.\d{1,2}$", "", path.name))
+    numbered = re.fullmatch(r"(.+)\.([1-7])", path.name, re.DOTALL)
+    base = path.with_name(numbered[1]) if numbered and int(numbered[2]) < n_parts else path
     paths = [base, *(base.with_name(f"{base.name}.{n}") for n in range(1, n_parts))]
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
