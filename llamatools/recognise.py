@@ -1,27 +1,31 @@
-"""What a path holds, recognised by content and not by name, and read accordingly."""
+"""What a path holds, recognised by content and not by name, and read accordingly.
+
+A format's module is imported when it is asked, so that a GGUF file, the commonest, is looked at without any other.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from . import names
 from .checkpoint import Checkpoint, Scheme
 from .errors import FormatError, LlamatoolsError, Report, UnsupportedError, in_file, naming, refuse
-from .formats import ggml, gguf_split, hf, pth, safetensors
-from .formats.hf import is_hf_folder
+from .formats import gguf_split
 from .formats.impostors import IMPOSTORS, refuse_impostor
-from .formats.meta import DEFAULTS, MetaOptions, has_shards, is_meta_folder, open_meta
 from .layout import File, Layout, PlacedTensor
 from .tensors import FileTensor, LazyTensor, SourceFile
 from .tokenizers import gguf_keys
 
+if TYPE_CHECKING:
+    from .formats.meta import MetaOptions
 
-def open(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Checkpoint:
+
+def open(path: str | os.PathLike[str], options: MetaOptions | None = None) -> Checkpoint:
     """Opens the model at `path`, whatever `inspect` recognises.
 
     Only headers are read; tensors stay lazy. options: what the user states about a Meta folder.
@@ -30,7 +34,9 @@ def open(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Check
     path = Path(path)
     format = _format(path, options)
     if format.name == META:
-        return open_meta(path, options)
+        from .formats.meta import DEFAULTS, open_meta
+
+        return open_meta(path, options or DEFAULTS)
     layout = format.read(path, report=refuse)
     tensors: dict[str, LazyTensor] = {tensor.name: tensor.source for tensor in layout.tensors if tensor.source}
     if len(tensors) < len(layout.tensors):
@@ -48,7 +54,7 @@ def open(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Check
     )
 
 
-def inspect(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> Layout:
+def inspect(path: str | os.PathLike[str], options: MetaOptions | None = None) -> Layout:
     """What the model at `path` looks like: hyperparameters, tokenizer, and where every tensor lies.
 
     path: a GGUF file or any shard of a set, a safetensors file or the index of several, a .pth, a ggml, ggmf or ggjt
@@ -65,7 +71,7 @@ def inspect(path: str | os.PathLike[str], options: MetaOptions = DEFAULTS) -> La
 
 def format_of(path: str | os.PathLike[str]) -> str:
     """The name of the format at `path`, such as "GGUF" or META. Raises FormatError for what is no model."""
-    return _format(Path(path), DEFAULTS).name
+    return _format(Path(path), None).name
 
 
 class Reader(Protocol):
@@ -84,7 +90,9 @@ class Format:
 
 
 def _read_pth(path: Path, *, report: Report) -> Layout:
-    file = pth.read_pth(path)
+    from .formats.pth import read_pth
+
+    file = read_pth(path)
     return Layout("torch zip", (File(path, file.file.size),), tuple(_placed(t, 0) for t in file.tensors.values()))
 
 
@@ -95,21 +103,25 @@ def _read_gguf(path: Path, *, report: Report) -> Layout:
     return _understood(layout, naming(path, report))
 
 
-# What a file's first 512 bytes must be like -> its format. The first that knows the file reads it, or names what is
-# wrong with it.
-FILES: tuple[tuple[Callable[[bytes], bool], Format], ...] = (
-    (lambda head: head[:4] in (b"GGUF", b"FUGG"), Format("GGUF", _read_gguf, "gguf")),
-    (safetensors.is_safetensors, Format("safetensors", safetensors.read_safetensors, "hf")),
-    (ggml.is_ggml, Format("ggml", ggml.read_ggml, "meta")),
-    (pth.is_pth, Format("torch zip", _read_pth, "meta")),
-    (hf.is_index, Format("Hugging Face", hf.read_sharded, "hf")),
-)
-HF_FOLDER = Format("Hugging Face", hf.read_hf, "hf")
+def _file_formats() -> Iterator[tuple[Callable[[bytes], bool], Format]]:
+    """What a file's first 512 bytes must be like -> its format.
+
+    The first that knows the file reads it, or names what is wrong with it.
+    """
+    yield lambda head: head[:4] in (b"GGUF", b"FUGG"), Format("GGUF", _read_gguf, "gguf")
+    from .formats import ggml, hf, pth, safetensors
+
+    yield safetensors.is_safetensors, Format("safetensors", safetensors.read_safetensors, "hf")
+    yield ggml.is_ggml, Format("ggml", ggml.read_ggml, "meta")
+    yield pth.is_pth, Format("torch zip", _read_pth, "meta")
+    yield hf.is_index, Format("Hugging Face", hf.read_sharded, "hf")
+
+
 META = "Meta checkpoint"
 KNOWN = "GGUF, safetensors, .pth, ggml, ggmf and ggjt files are read, and folders as Meta and Hugging Face publish them"
 
 
-def _read(path: Path, options: MetaOptions, report: Report) -> Layout:
+def _read(path: Path, options: MetaOptions | None, report: Report) -> Layout:
     """The layout of what is at `path`. report: is told what is wrong with it; if it does not raise, reading goes on."""
     report = naming(path, report)
     try:
@@ -133,7 +145,7 @@ def _unread(path: Path, kind: str) -> Layout:
     return Layout(kind, tuple(File(file, file.stat().st_size) for file in paths), ())
 
 
-def _format(path: Path, options: MetaOptions) -> Format:
+def _format(path: Path, options: MetaOptions | None) -> Format:
     """How to read the path. Raises FormatError for what is no model."""
     with in_file(path):
         status = path.stat()
@@ -143,18 +155,21 @@ def _format(path: Path, options: MetaOptions) -> Format:
             raise FormatError("neither a file nor a folder")
         with path.open("rb") as file:
             head = file.read(512)
-        for begins, format in FILES:
+        for begins, format in _file_formats():
             if begins(head):
                 return format
         refuse_impostor(head, status.st_size)
         raise FormatError(f"no model file: it begins with {head[:8]!r}", todo=KNOWN)
 
 
-def _folder_format(path: Path, options: MetaOptions) -> Format:
+def _folder_format(path: Path, options: MetaOptions | None) -> Format:
     """A params.json alone may lie beside Hugging Face's files, as Mistral's does; Meta's weights may not."""
+    from .formats.hf import is_hf_folder, read_hf
+    from .formats.meta import DEFAULTS, has_shards, is_meta_folder, open_meta
+
     if not is_hf_folder(path):
         if is_meta_folder(path):
-            return Format(META, lambda path, *, report: _meta_layout(open_meta(path, options)), "meta")
+            return Format(META, lambda path, *, report: _meta_layout(open_meta(path, options or DEFAULTS)), "meta")
         raise FormatError(
             "not a model's folder: none of params.json, consolidated.00.pth, config.json, model.safetensors and its "
             "index is in it"
@@ -164,7 +179,7 @@ def _folder_format(path: Path, options: MetaOptions) -> Format:
             "both a Meta checkpoint and Hugging Face's files are in it",
             todo="Move one of them into a folder of its own",
         )
-    return HF_FOLDER
+    return Format("Hugging Face", read_hf, "hf")
 
 
 def _understood(layout: Layout, report: Report) -> Layout:
