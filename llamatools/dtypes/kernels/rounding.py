@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..base import Floats
 from ..simd import LANE, F32x16, I32x16, convert, inlined, kernel, load, lookup, splat
 
-RUN = 4096  # weights whose squares are added in float32 before they join the sum in float64
+RUN = 4096  # weights whose squares are added in float32 before they join a sum in float64
 
 
 @kernel
@@ -33,21 +33,23 @@ def squares(values: Floats, sums: NDArray[np.float64]) -> None:
 def compare(values: Floats, decoded: Floats, block_size: int, sums: NDArray[np.float64]) -> None:
     """sums become: squares of weights; squares of errors; those of the worst block alone; where that block begins.
 
-    block_size: 32 or more, a multiple of 16.
+    block_size: a power of two from 16 to RUN.
     """
     total, errors, worst, where = 0.0, 0.0, -1.0, 0
-    for first in range(0, values.size, block_size):
-        own, off = splat(F32x16, 0), splat(F32x16, 0)
-        for k in range(first, first + block_size, 16):
-            x = load(F32x16, values, k)
-            difference = load(F32x16, decoded, k) - x
-            own = own + x * x
-            off = off + difference * difference
-        error = _sum(off)
+    for run in range(0, values.size, RUN):
+        own = splat(F32x16, 0)
+        for first in range(run, min(run + RUN, values.size), block_size):
+            off = splat(F32x16, 0)
+            for k in range(first, first + block_size, 16):
+                x = load(F32x16, values, k)
+                difference = load(F32x16, decoded, k) - x
+                own = own + x * x
+                off = off + difference * difference
+            error = _sum(off)
+            errors += error
+            if error > worst:
+                worst, where = error, first
         total += _sum(own)
-        errors += error
-        if error > worst:
-            worst, where = error, first
     sums[0], sums[1], sums[2], sums[3] = total, errors, worst, where
 
 
