@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import I32, STRING, U8, U32, U64, Tensor, array, key, scalar
+from gguf_files import I32, STRING, U8, U32, U64, Tensor, array, build, key, scalar
 from llama_files import data_start, llama, written
 from test_gguf_split import shard
 from test_impostors import POINTER
@@ -48,6 +48,10 @@ def shifted(data: bytes, n: int) -> bytes:
 # What is planted: the file, and all that is found in it, errors first.
 PLANTED: dict[str, tuple[bytes, list[str]]] = {
     "nothing": (llama(), []),
+    "nothing, in an importance matrix": (
+        build([key("general.type", scalar(STRING, "imatrix"))], [Tensor("blk.0.attn_q.weight.in_sum2")]),
+        [],
+    ),
     "an empty file": (b"", ["empty: the file is empty. Download it again"]),
     "a web page": (
         b"<!DOCTYPE html><html>",

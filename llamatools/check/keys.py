@@ -54,13 +54,15 @@ def check(layout: Layout) -> Iterator[Finding]:
 
 
 def _required(metadata: Metadata, architecture: str | None, fields: dict[str, str]) -> list[str]:
-    """The keys that a file with these must have. Adapters, projectors and later shards of a set have their own."""
+    """The keys that a file with these must have. Adapters, projectors, importance matrices and later shards of a set
+    have their own.
+    """
     if metadata.get("split.no", Value(Kind.UINT16, 0)).data:
+        return []
+    if architecture == "clip" or (_text(metadata, "general.type") or "model") != "model":
         return []
     if architecture is None:
         return ["general.architecture"]
-    if architecture == "clip" or (_text(metadata, "general.type") or "model") != "model":
-        return []
     return [fields[field] for field in (LLAMA_FIELDS if architecture == "llama" else ANY_FIELDS)]
 
 
