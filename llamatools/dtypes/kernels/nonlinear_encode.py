@@ -223,6 +223,8 @@ def _store_iq4_nl(values: Floats, group: int, scales: Any, blocks: Bytes) -> Non
     for lane in range(min(16, blocks.size // IQ4_NL.nbytes - group)):
         block = (group + lane) * IQ4_NL.nbytes
         store_half(blocks, block + IQ4_NL.d, scales[lane])
+        if scales[lane] != scales[lane]:  # sums beyond float32: the NaN of x86-64, whose sign is set, on others, too
+            blocks[block + IQ4_NL.d + 1] = 0xFE
         _store_codes(values, 32 * (group + lane), inverses[lane], blocks, block + IQ4_NL.qs)
 
 
