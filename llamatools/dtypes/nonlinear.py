@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .base import DType
-from .kernels import decoder, encoder
+from .kernels import decoder, encoder, searcher
 
 F16, U8 = "<f2", "u1"
 
@@ -23,7 +23,9 @@ def _dtype(
     kernel = f"nonlinear_encode.encode_{kind}"
     decode = decoder(f"nonlinear_decode.decode_{kind}", block_size)
     encode = encoder(kernel, f"{kernel}_weighted" if weighted else None, block, block_size)
-    return DType(name, id_, block, block_size, decode, encode)
+    searches = "search_scale" if block_size == 32 else "search_scales"
+    find = searcher(f"{searches}.search_{kind}", block, block_size) if weighted else None
+    return DType(name, id_, block, block_size, decode, encode, find)
 
 
 IQ4_NL = _dtype("IQ4_NL", 20, 32, ("d", F16), ("qs", U8, 16))  # d * IQ4_VALUES[q]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..base import Blocks, Decode, Encode, Floats
 
 Kernel = Callable[..., None]
+FLOOR = np.float32(1e-6)  # importance of columns that a search knows nothing of, so that it codes them at all
 Bytes = NDArray[np.uint8]  # blocks as a kernel sees them: (n_blocks * block_nbytes,)
 
 
@@ -60,6 +61,25 @@ def encoder(kernel: str, weighted_kernel: str | None, block: np.dtype[Any], bloc
         return blocks
 
     return encode
+
+
+def searcher(kernel: str, block: np.dtype[Any], block_size: int) -> Encode:
+    """The search function of a dtype: kernel is called with (values, importance, blocks), importance from FLOOR to 1.
+
+    Where no importance is known, or all of it is zero, columns are equal.
+    """
+
+    def search(values: Floats, importance: Floats | None = None) -> Blocks:
+        n_rows, n_weights = values.shape
+        blocks: Blocks = np.empty((n_rows, n_weights // block_size), block)
+        relative = np.ones(n_weights, np.float32)
+        if importance is not None and importance.any():
+            relative = np.asarray(importance, np.float32) / np.float32(importance.max())
+        weights = read_only(np.asarray(values, np.float32)).reshape(-1)
+        kernel_function(kernel)(weights, read_only(np.maximum(relative, FLOOR)), _bytes(blocks))
+        return blocks
+
+    return search
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:

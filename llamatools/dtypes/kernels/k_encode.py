@@ -54,7 +54,7 @@ class Fits(NamedTuple):
 
 
 @inlined
-def _room() -> Fits:
+def room() -> Fits:
     return Fits(
         scratch(F32x16, 8),
         scratch(F32x16, 8),
@@ -68,45 +68,45 @@ def _room() -> Fits:
 @kernel
 def encode_q4_k(values: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 15, by 22 spans per sub-block."""
-    fits = _room()
+    fits = room()
     n_blocks = blocks.size // Q4_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _fit(values, group, n_blocks, fits, 15, -1.0, 0.1, 20)
         for lane in range(min(16, n_blocks - group)):
-            _store_q4_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
+            store_q4_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
 
 
 @kernel
 def encode_q4_k_weighted(values: Floats, importance: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 15, by 38 spans per sub-block."""
-    fits = _room()
+    fits = room()
     n_blocks = blocks.size // Q4_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 15, 255)
         for lane in range(min(16, n_blocks - group)):
-            _store_q4_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
+            store_q4_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
 
 
 @kernel
 def encode_q5_k(values: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 31, by 17 spans per sub-block."""
-    fits = _room()
+    fits = room()
     n_blocks = blocks.size // Q5_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _fit(values, group, n_blocks, fits, 31, -0.5, 0.1, 15)
         for lane in range(min(16, n_blocks - group)):
-            _store_q5_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
+            store_q5_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
 
 
 @kernel
 def encode_q5_k_weighted(values: Floats, importance: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 31, by 38 spans per sub-block."""
-    fits = _room()
+    fits = room()
     n_blocks = blocks.size // Q5_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 31, 63)
         for lane in range(min(16, n_blocks - group)):
-            _store_q5_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
+            store_q5_k(values, group + lane, d[lane], dmin[lane], fits, lane, blocks)
 
 
 @inlined
@@ -163,7 +163,7 @@ def _fit_weighted(
 
 
 @inlined
-def _store_q4_k(values: Floats, number: int, d: Any, dmin: Any, fits: Fits, lane: int, blocks: Bytes) -> None:
+def store_q4_k(values: Floats, number: int, d: Any, dmin: Any, fits: Fits, lane: int, blocks: Bytes) -> None:
     """Writes block `number`, which is in `lane` of `fits`."""
     block = number * Q4_K.nbytes
     q = scratch(I32x16, 16)
@@ -174,7 +174,7 @@ def _store_q4_k(values: Floats, number: int, d: Any, dmin: Any, fits: Fits, lane
 
 
 @inlined
-def _store_q5_k(values: Floats, number: int, d: Any, dmin: Any, fits: Fits, lane: int, blocks: Bytes) -> None:
+def store_q5_k(values: Floats, number: int, d: Any, dmin: Any, fits: Fits, lane: int, blocks: Bytes) -> None:
     """Writes block `number`, which is in `lane` of `fits`."""
     block = number * Q5_K.nbytes
     q = scratch(I32x16, 16)

@@ -193,14 +193,14 @@ def _products(x: Any, w: Any, inverse: Any) -> tuple[Any, Any]:
     """sum(w v x) and sum(w v v) for the values v nearest to inverse * x."""
     wvx, wvv = splat(F32x16, 0), splat(F32x16, 0)
     for k in range(32):
-        v = lookup(IQ4_VALUES, _nearest_iq4(inverse * x[k]))
+        v = lookup(IQ4_VALUES, nearest_iq4(inverse * x[k]))
         wvx = wvx + w[k] * v * x[k]
         wvv = wvv + w[k] * v * v
     return wvx, wvv
 
 
 @inlined
-def _nearest_iq4(x: Any) -> Any:
+def nearest_iq4(x: Any) -> Any:
     """The codes of the values nearest to x, 15 for NaN, by bisection: ggml's best_index_int8."""
     q = splat(I32x16, 0)
     for bit in (8, 4, 2, 1):
@@ -211,8 +211,8 @@ def _nearest_iq4(x: Any) -> Any:
 @inlined
 def _store_codes(values: Floats, start: int, inverse: Any, blocks: Bytes, qs: int) -> None:
     """Codes the 32 weights at start, inverse being one over their scale."""
-    first = _nearest_iq4(inverse * load(F32x16, values, start))
-    second = _nearest_iq4(inverse * load(F32x16, values, start + 16))
+    first = nearest_iq4(inverse * load(F32x16, values, start))
+    second = nearest_iq4(inverse * load(F32x16, values, start + 16))
     store_nibbles(blocks, qs, first, second)
 
 
@@ -236,11 +236,19 @@ def _store_iq4_xs(values: Floats, group: int, scales: Any, blocks: Bytes) -> Non
         largest = select(abs(scales[j]) > abs(largest), scales[j], largest)
     d = -largest / f32(32)
     one_over_d = select(d != 0, 1 / d, 0)
+    codes = scratch(F32x16, 8)
+    for j in range(8):
+        codes[j] = clamp(nearest_int(one_over_d * scales[j]), -32, 31)
+    store_iq4_xs(values, group, d, codes, blocks)
+
+
+@inlined
+def store_iq4_xs(values: Floats, group: int, d: Any, scale_codes: Any, blocks: Bytes) -> None:
+    """Writes blocks group to group + 15, as many as there are. scale_codes: eight per block, -32 .. 31, as floats."""
     codes, inverses = scratch(I32x16, 8), scratch(F32x16, 8)
     for j in range(8):
-        code = clamp(nearest_int(one_over_d * scales[j]), -32, 31)
-        codes[j] = convert(I32x16, code) + 32
-        inverses[j] = select(d * code != 0, 1 / (d * code), 0)
+        codes[j] = convert(I32x16, scale_codes[j]) + 32
+        inverses[j] = select(d * scale_codes[j] != 0, 1 / (d * scale_codes[j]), 0)
     for lane in range(min(16, blocks.size // IQ4_XS.nbytes - group)):
         block = (group + lane) * IQ4_XS.nbytes
         store_half(blocks, block + IQ4_XS.d, d[lane])

@@ -76,7 +76,13 @@ def _encode_block(values: Floats, b: int, x: Any, w: Any, blocks: Bytes) -> None
     d = store_half(blocks, block + Q6_K.d, f32(1) / inverse)
     codes = convert(I8x16, convert(I32x16, minimum(nearest_int(inverse * scales), 127)))
     store(blocks, block + Q6_K.scales, codes)
-    scales = d * convert(F32x16, codes)
+    store_codes(values, b, d * convert(F32x16, codes), inverses, counts, blocks)
+
+
+@inlined
+def store_codes(values: Floats, b: int, scales: Any, inverses: Any, counts: Any, blocks: Bytes) -> None:
+    """Codes the weights of block b. scales: what its sub-blocks, one per lane, have; inverses, counts: see _codes."""
+    block = b * Q6_K.nbytes
     for j in range(0, 16, 8):
         for k in range(2):
             q0 = _codes(values, 256 * b, j + k, scales, inverses, counts)
