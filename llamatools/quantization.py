@@ -20,6 +20,7 @@ from .dtypes.rounding import Rounding
 from .errors import FormatError, UsageError, in_file
 from .formats.gguf_write import DEFAULT_ALIGNMENT
 from .formats.imatrix import Imatrix, read_imatrix
+from .importance import of_the_head
 from .layout import Layout, PlacedTensor
 from .metadata import Value, string, u32
 from .mixtures import recipe_for
@@ -118,6 +119,8 @@ def plan_quantized(
     imatrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     choices = choose(recipe, layout.tensors, strict=options.strict)
     importance = {} if imatrix is None else _importance(imatrix, layout.tensors, choices)
+    if options.rounding == "search":
+        importance |= of_the_head(importance, layout.tensors)
 
     tensors, changes = [], []
     for tensor in layout.tensors:

@@ -21,7 +21,7 @@ ORDER = (
     ("names",),
     ("tokenizers", "formats"),
     ("recipes",),
-    ("mixtures",),
+    ("mixtures", "importance"),
     ("provenance", "draft"),
     ("plan", "fill", "recognise", "check"),
     ("quantization",),
