@@ -345,7 +345,7 @@ def test_other_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alignment", [0, 1, 16, 48, 4 << 20, -32])
 def test_alignments_that_are_not_written(alignment: int) -> None:
-    with pytest.raises(UsageError, match=f"alignment: {alignment} is no power of two from 32 to 2097152"):
+    with pytest.raises(UsageError, match=f"--align: {alignment} is no power of two from 32 to 2097152"):
         encode_header({}, [], alignment)
 
 

@@ -141,7 +141,7 @@ def lines(model: bytes) -> list[bytes]:
         (lambda ls: [*ls, b"YQ== 300"], "line 301: the token of line 98 again"),
         (lambda ls: [*ls, base64.b64encode(b"x" * 1025) + b" 300"], "line 301: a token of 1025 bytes, where 1024 are"),
         (lambda ls: ls[:200], "200 of the 256 single bytes are tokens; byte 200 is not. The file is truncated"),
-        (lambda ls: [b"YQ== 0"] * (1 << 20) + [b""] * 9, "1048585 lines, where 1048576 tokens are allowed"),
+        (lambda ls: [b"YQ== 0"] * (1 << 20) + [b""] * 9, "1048584 lines, where 1048576 tokens are allowed"),
     ],
 )
 def test_bad_tiktoken_files(tiktoken_model: bytes, change: Any, said: str) -> None:
@@ -170,7 +170,7 @@ def test_only_our_errors_escape(tmp_path: Path, sentencepiece_model: bytes, tikt
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 499723\n", "git-lfs"),
         (b"", "empty"),
         (bytes(100), "zero"),

@@ -68,7 +68,7 @@ def test_weights_stay_in_the_file(tmp_path, dtype):
     matmul(matrix, x)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 3 * SCRATCH
+    assert peak < 5 * SCRATCH  # decoded all at once, the matrix would take 16
     assert not matrix.blocks.flags.writeable
     assert not matrix.blocks.flags.owndata
 
