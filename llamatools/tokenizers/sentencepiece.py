@@ -10,6 +10,7 @@ The file is a protobuf message (google/sentencepiece, sentencepiece_model.proto)
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 
@@ -50,7 +51,7 @@ def read_sentencepiece(data: bytes) -> Tokenizer:
         if number == 1:
             if len(pieces) == MAX_PIECES:
                 raise FormatError(f"over {MAX_PIECES} pieces")
-            pieces.append(_piece(value, len(pieces)))
+            pieces.append(_piece(value, f"piece {len(pieces)}"))
         elif number == 2:
             trainer = {n: v for n, _, v in _fields(value, "trainer_spec")}
         elif number == 3:
@@ -86,23 +87,36 @@ def read_sentencepiece(data: bytes) -> Tokenizer:
     )
 
 
-def _piece(message: int | bytes, id_: int) -> tuple[str, float, int]:
+# A piece as all writers write it: text (shorter than 128 bytes), score and, where it is not NORMAL, type.
+USUAL_PIECE = re.compile(rb"\x0a([\x01-\x7f])(.+)\x15(.{4})(?:\x18([\x01-\x06]))?", re.DOTALL)
+SCORE = struct.Struct("<f")
+
+
+def _piece(message: int | bytes, where: str) -> tuple[str, float, int]:
     """Text, score and type of a piece."""
-    where = f"piece {id_}"
+    usual = USUAL_PIECE.fullmatch(message) if isinstance(message, bytes) else None
+    if usual:
+        length, text, score, type_ = usual.groups()
+        if length[0] == len(text):  # else it only looks like one
+            return _decoded(text, where), SCORE.unpack(score)[0], type_[0] if type_ else NORMAL
     text, score, type_ = b"", 0.0, NORMAL
     for number, wire, value in _fields(message, where):
         if number == 1 and isinstance(value, bytes):
             text = value
         elif number == 2 and wire == FIXED32 and isinstance(value, bytes):
-            (score,) = struct.unpack("<f", value)
+            (score,) = SCORE.unpack(value)
         elif number == 3 and isinstance(value, int):
             type_ = value
     if not 0 < len(text) <= MAX_PIECE_NBYTES:
         raise FormatError(f"a text of {len(text)} bytes, where 1 to {MAX_PIECE_NBYTES} are allowed", where=where)
     if not NORMAL <= type_ <= BYTE:
         raise FormatError(f"type {type_}, where {NORMAL} to {BYTE} are known", where=where)
+    return _decoded(text, where), score, type_
+
+
+def _decoded(text: bytes, where: str) -> str:
     try:
-        return text.decode(), score, type_
+        return text.decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"its text is not UTF-8 at byte {error.start}", where=where) from error
 
@@ -135,6 +149,8 @@ def _fields(message: int | bytes, where: str) -> Iterator[Field]:
 
 def _varint(message: bytes, at: int, where: str) -> tuple[int, int]:
     """A number of 7 bits a byte, and where the next field begins."""
+    if at < len(message) and message[at] < 0x80:  # most are of one byte
+        return message[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at == len(message):
