@@ -20,6 +20,9 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .check import Finding, findings
+    from .check.difference import Difference, diff
+    from .check.hashing import ModelDigests, digests
+    from .check.proof import Proof, prove
     from .check.scan import scan
     from .checkpoint import Checkpoint, Hyperparameters, Note, RopeScaling, Tokenizer
     from .conversion import Conversion, convert, quantize, recipe_of
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 # Where each public name lives. It is imported when first asked for, so that `llamatools --help` needs no numpy.
 _HOMES = {
     "check": ("Finding", "findings"),
+    "check.difference": ("Difference", "diff"),
+    "check.hashing": ("ModelDigests", "digests"),
+    "check.proof": ("Proof", "prove"),
     "check.scan": ("scan",),
     "checkpoint": ("Checkpoint", "Hyperparameters", "Note", "RopeScaling", "Tokenizer"),
     "conversion": ("Conversion", "convert", "quantize", "recipe_of"),
@@ -65,8 +71,9 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "Change", "Checkpoint", "Conversion", "DType", "File", "Finding", "FormatError", "Hyperparameters", "Kind",
-    "Layout", "LazyTensor", "LlamatoolsError", "MetaOptions", "Metadata", "Note", "Overrides", "PlacedTensor",
-    "QuantizeOptions", "Recipe", "RopeScaling", "Rule", "SpaceError", "Tokenizer", "UnsupportedError", "UsageError",
-    "Value", "__version__", "convert", "findings", "inspect", "open", "quantize", "recipe_of", "scan",
+    "Change", "Checkpoint", "Conversion", "DType", "Difference", "File", "Finding", "FormatError", "Hyperparameters",
+    "Kind", "Layout", "LazyTensor", "LlamatoolsError", "MetaOptions", "Metadata", "ModelDigests", "Note", "Overrides",
+    "PlacedTensor", "Proof", "QuantizeOptions", "Recipe", "RopeScaling", "Rule", "SpaceError", "Tokenizer",
+    "UnsupportedError", "UsageError", "Value", "__version__", "convert", "diff", "digests", "findings", "inspect",
+    "open", "prove", "quantize", "recipe_of", "scan",
 ]  # fmt: skip

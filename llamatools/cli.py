@@ -20,6 +20,7 @@ from .errors import (
     EXIT_NO_SPACE,
     EXIT_SIGINT,
     EXIT_SIGPIPE,
+    EXIT_SOUND,
     EXIT_USAGE,
     FormatError,
     Interrupted,
@@ -234,12 +235,27 @@ def inspect(
     scan: Annotated[
         bool, typer.Option("--scan", help="Also read the weights: NaN, infinities, zeros, impossible scales.")
     ] = False,
+    hashes: Annotated[
+        bool, typer.Option("--hash", help="SHA-256 of tensors, metadata and weights, held against those stored inside.")
+    ] = False,
+    other: Annotated[
+        Path | None, typer.Option("--diff", metavar="B", help="Compare weights, tokenizer and metadata with model B.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="SOURCE", help="Prove, byte for byte, that PATH is what SOURCE is converted to."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="That PATH was quantized by, for --against.")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Show what is in a model file, where, and what is wrong with it. Nothing in it is executed."""
     from . import overview, views
 
+    if hashes or other or against or imatrix:
+        raise typer.Exit(_compare(paths, hashes, other, against, imatrix, match, threads, as_json))
     code, reports = 0, []
     for n, path in enumerate(paths):
         try:
@@ -270,6 +286,44 @@ def inspect(
     if as_json:
         _print_json(reports[0] if len(paths) == 1 else reports)
     raise typer.Exit(code)
+
+
+def _compare(
+    paths: list[Path],
+    hashes: bool,
+    other: Path | None,
+    against: Path | None,
+    imatrix: Path | None,
+    match: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """--hash, --diff and --against; the exit code."""
+    from . import sameness
+
+    if hashes + (other is not None) + (against is not None) > 1:
+        raise UsageError("one at a time", where="--hash, --diff, --against")
+    if imatrix and not against:
+        raise UsageError("only --against makes use of it", where="--imatrix")
+    if not hashes and len(paths) > 1:
+        raise UsageError(f"takes one PATH, not {len(paths)}", where="--diff" if other else "--against")
+    shown = []
+    for path in paths:
+        with _Bar() as bar:
+            if other:
+                shown.append(sameness.diff(path, other, match, threads, bar))
+            elif against:
+                shown.append(sameness.prove(path, against, imatrix, match, threads, bar))
+            else:
+                shown.append(sameness.digests(path, match, threads, bar))
+    if as_json:
+        _print_json(shown[0].facts if len(shown) == 1 else [each.facts for each in shown])
+    for each in shown:
+        if not as_json:
+            _print_table(each.table)
+            for line in each.lines:
+                print(line)
+    return EXIT_SOUND if all(each.sound for each in shown) else EXIT_FINDINGS
 
 
 def _inspected(path: Path, align: int | None, scan: bool, threads: int | None) -> tuple[Layout, list[Finding]]:

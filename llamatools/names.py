@@ -49,6 +49,34 @@ def meta_to_gguf(name: str) -> str:
     return f"blk.{n}.{LAYER_TENSORS[tensor]}"
 
 
+# The right sides in Hugging Face's names, `model.layers.N.<left>`. Its q and k have rows in another order as well.
+HF_LAYER_TENSORS = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+}
+HF_MODEL_TENSORS = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+ROTATED = ("attn_q.weight", "attn_k.weight")  # whose rows make rotary pairs
+
+
+def hf_to_gguf(name: str) -> str | None:
+    """GGUF's name for a tensor of a Hugging Face model, None where it has no counterpart."""
+    if name in HF_MODEL_TENSORS:
+        return HF_MODEL_TENSORS[name]
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+    return f"blk.{found[1]}.{HF_LAYER_TENSORS[found[2]]}" if found and found[2] in HF_LAYER_TENSORS else None
+
+
 _GGUF_MODEL = {gguf: meta for meta, gguf in MODEL_TENSORS.items()}
 _GGUF_LAYER = {gguf: meta for meta, gguf in LAYER_TENSORS.items()}
 

@@ -52,7 +52,7 @@ def tensor_table(layout: Layout, match: str | None = None) -> Table:
     many = len({tensor.file for tensor in layout.tensors}) > 1
     rows: list[tuple[str, ...]] = []
     for tensor in layout.tensors:
-        if _matches(match, tensor.name):
+        if matches(match, tensor.name):
             file = (layout.files[tensor.file].path.name.removeprefix("consolidated."),) if many else ()
             shape = "x".join(map(str, tensor.shape)) + (" strided" if tensor.strides else "")
             cells = (tensor.name, tensor.dtype.name, shape, f"{tensor.offset}", f"{tensor.nbytes}")
@@ -68,7 +68,7 @@ def metadata_table(layout: Layout, match: str | None = None, *, full: bool = Fal
     rows: list[tuple[str, ...]] = [
         (printable(key), _kind(value), printable(_whole(value) if full else _shortened(value)))
         for key, value in layout.metadata.items()
-        if _matches(match, key)
+        if matches(match, key)
     ]
     return Table(("key", "type", "value"), rows)
 
@@ -103,7 +103,7 @@ def as_json(
         "metadata": {
             printable(key): {"type": _kind(value), "value": _json_value(value, full)}
             for key, value in layout.metadata.items()
-            if _matches(match, key)
+            if matches(match, key)
         },
         "tensors": [
             {
@@ -117,7 +117,7 @@ def as_json(
                 "strides": list(tensor.strides) if tensor.strides else None,
             }
             for tensor in layout.tensors
-            if _matches(match, tensor.name)
+            if matches(match, tensor.name)
         ],
     }
 
@@ -150,7 +150,7 @@ def power_of_two(n: int) -> str:
     return str(n)
 
 
-def _matches(pattern: str | None, name: str) -> bool:
+def matches(pattern: str | None, name: str) -> bool:
     try:
         return pattern is None or re.search(pattern, name) is not None
     except re.error as error:

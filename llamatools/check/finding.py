@@ -58,6 +58,14 @@ SEVERITIES: dict[str, Severity] = {
     "zero-tensor": "warning",
     "huge": "warning",
     "not-scanned": "note",
+    # the data, held against digests stored in the file, or against what it was made from
+    "digest": "error",
+    "digest-stale": "note",
+    "digest-lost": "warning",
+    "unlike-source": "error",
+    "not-in-source": "error",
+    "not-in-file": "error",
+    "unproven": "error",
 }
 
 

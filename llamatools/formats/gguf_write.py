@@ -77,7 +77,7 @@ def encode_header(metadata: Metadata, tensors: Sequence[Entry], alignment: int =
         if not key:
             raise FormatError("a key without a name, which GGUF does not allow")
         try:
-            parts += [_strings([key]), struct.pack("<I", value.kind), _value(value)]
+            parts.append(encode_key(key, value))
         except UnicodeEncodeError:  # JSON can escape it
             raise FormatError("half a surrogate pair, which is no character", where=f"key {key!r}") from None
 
@@ -93,6 +93,11 @@ def encode_header(metadata: Metadata, tensors: Sequence[Entry], alignment: int =
     header += bytes(padded(len(header), alignment) - len(header))
     *starts, end = (len(header) + offset for offset in offsets)
     return Header(header, tuple(starts), end)
+
+
+def encode_key(key: str, value: Value) -> bytes:
+    """A metadata key with its value, as a GGUF file holds them."""
+    return _strings([key]) + struct.pack("<I", value.kind) + _value(value)
 
 
 def padded(nbytes: int, alignment: int) -> int:
