@@ -239,7 +239,7 @@ def test_coverage_both_ways(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rounding", ["exact", "search"])
 def test_with_an_imatrix(converted: Path, tmp_path: Path, rounding: str) -> None:
-    names = [GATE, UP]
+    names = [GATE, UP, "blk.2.ffn_gate.weight"]
     imatrix = write_imatrix(tmp_path / "i.dat", dict.fromkeys(names, 64))
     path = tmp_path / "q.gguf"
     llamatools.quantize(converted, path, "q4_0", options=QuantizeOptions(imatrix, rounding, pure=True))
@@ -247,6 +247,9 @@ def test_with_an_imatrix(converted: Path, tmp_path: Path, rounding: str) -> None
     assert proof.proven
     assert proof.how[GATE] == f"F32 to Q4_0, {rounding} rounding by the imatrix"
     assert proof.how[Q] == "F32 to Q4_0, exact rounding"
+    if rounding == "search":
+        names.append("output.weight")
+        assert proof.how["output.weight"] == "F32 to Q4_0, search rounding by the head's derived importance"
     found = lines(path, converted)
     assert [line.partition(" row")[0] for line in found] == [f"unproven: tensor '{name}':" for name in names]
     assert all(

@@ -23,6 +23,8 @@ from ..errors import UsageError, in_file
 from ..fill import default_threads
 from ..formats.imatrix import read_imatrix
 from ..formats.meta import DEFAULTS, MetaOptions
+from ..importance import of_the_head
+from ..layout import PlacedTensor
 from ..provenance import spelled
 from ..recognise import open as open_checkpoint
 from ..tensors import Cast, Concat, LazyTensor
@@ -80,7 +82,7 @@ def prove(
         raise UsageError(f"there is no config.json beside {source}, which tells the order of rows", where="--against")
     buffers = {name: theirs.pop(name) for name in list(theirs) if BUFFERS.fullmatch(name)}
     tied = _tied(ours, theirs)
-    weigh = _Weigher({} if imatrix is None else dict(read_imatrix(imatrix).importance))
+    weigh = _Weigher.of({} if imatrix is None else read_imatrix(imatrix).importance, theirs, set(tied))
     total, done, lock = sum(tensor.nbytes for tensor in ours.values()), 0, Lock()
 
     def hold(name: str) -> str | Finding:
@@ -138,9 +140,19 @@ def _uncovered(
 
 @dataclass(frozen=True)
 class _Weigher:
-    """What a tensor may become in a dtype, with the importances of an imatrix by tensor."""
+    """What a tensor may become in a dtype, by the importances of an imatrix; a search derives the head's."""
 
     importance: Mapping[str, Floats]
+    derived: Mapping[str, Floats]
+
+    @classmethod
+    def of(cls, importance: Mapping[str, Floats], source: Mapping[str, LazyTensor], left_out: set[str]) -> _Weigher:
+        placed = [
+            PlacedTensor(name, tensor.dtype, tensor.shape, 0, tensor.nbytes, source=tensor)
+            for name, tensor in source.items()
+            if name not in left_out
+        ]
+        return cls(importance, of_the_head(importance, placed) if importance else {})
 
     def candidates(self, name: str, tensor: LazyTensor, dtype: DType) -> Candidates:
         """Ways to make `dtype` of a tensor, the likeliest first; none where llamatools cannot."""
@@ -151,6 +163,9 @@ class _Weigher:
         change = f"{tensor.dtype} to {dtype}"
         plain: Candidates = [(f"{change}, exact rounding", Cast(tensor, dtype))]
         weights = self.importance.get(name)
+        if dtype.search is not None and name in self.derived:
+            how = f"{change}, search rounding by the head's derived importance"
+            return [*plain, (how, Cast(tensor, dtype, self.derived[name], dtype.search))]
         if weights is None or not dtype.is_quantized:
             return plain
         if len(weights) != tensor.shape[-1] * math.prod(tensor.shape[:-2]):
