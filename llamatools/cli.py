@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,10 +34,13 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .check import Finding
+    from .check.memory import Need
+    from .check.residency import Residency
     from .conversion import Conversion
     from .formats.meta import MetaOptions
     from .layout import Layout
     from .quantization import QuantizeOptions
+    from .strip import Line
     from .views import Table
 
 app = typer.Typer(
@@ -249,6 +253,20 @@ def inspect(
         Path | None, typer.Option("--imatrix", metavar="FILE", help="That PATH was quantized by, for --against.")
     ] = None,
     threads: Threads = None,
+    layout_strip: Annotated[
+        bool, typer.Option("--layout", help="Draw the file to scale. --match zooms, from the first to the last found.")
+    ] = False,
+    residency: Annotated[
+        bool, typer.Option("--residency", help="Which pages of each tensor are in the page cache now.")
+    ] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="What running the model takes of memory.")] = False,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens that --memory counts with; the model's context by default.", min=1)
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write all of this as one page for a browser.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --html if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what is in a model file, where, and what is wrong with it. Nothing in it is executed."""
@@ -256,10 +274,16 @@ def inspect(
 
     if hashes or other or against or imatrix:
         raise typer.Exit(_compare(paths, hashes, other, against, imatrix, match, threads, as_json))
+    if html is not None and len(paths) > 1:
+        raise UsageError(f"a page shows one model, and {len(paths)} are named", where="--html")
+    if context is not None and not memory:
+        raise UsageError("says how many tokens --memory counts with. Add --memory", where="--context")
+    is_view = tensors or metadata or layout_strip or residency or memory or match is not None
     code, reports = 0, []
     for n, path in enumerate(paths):
         try:
             layout, findings = _inspected(path, align, scan, threads)
+            resident, needs = _in_memory(layout, residency, memory, context)
         except LlamatoolsError as error:
             if len(paths) == 1 or isinstance(error, UsageError):
                 raise
@@ -268,16 +292,29 @@ def inspect(
             continue
         if any(finding.severity == "error" for finding in findings):
             code = max(code, EXIT_FINDINGS)
+        if html is not None:
+            from .page import write_page
+
+            write_page(layout, findings, html, force=force)
         if as_json:
-            reports.append(views.as_json(layout, match, findings=findings, full=full))
+            facts = views.as_json(layout, match, findings=findings, full=full)
+            reports.append(facts | _memory_json(layout, match, resident, needs))
+            continue
+        if html is not None and not is_view:
             continue
         if n:
             print()
         if metadata:
             _print_table(views.metadata_table(layout, match, full=full))
-        if tensors or (match and not metadata):
+        if layout_strip:
+            from . import strip
+
+            _print_styled(strip.lines(layout, match, resident=resident))
+        if resident or needs:
+            _print_memory(layout, match, resident, needs, is_drawn=layout_strip)
+        if tensors or (match is not None and not (metadata or layout_strip or residency or memory)):
             _print_table(views.tensor_table(layout, match))
-        if not (tensors or metadata or match):
+        if not is_view:
             for line in overview.overview(layout, findings):
                 print(line)
         else:
@@ -324,6 +361,42 @@ def _compare(
             for line in each.lines:
                 print(line)
     return EXIT_SOUND if all(each.sound for each in shown) else EXIT_FINDINGS
+
+
+def _in_memory(
+    layout: Layout, residency: bool, memory: bool, context: int | None
+) -> tuple[dict[int, Residency], list[Need]]:
+    if not (residency or memory):
+        return {}, []
+    from .check.memory import needs
+    from .memory_views import residencies
+
+    return residencies(layout) if residency else {}, needs(layout, context) if memory else []
+
+
+def _memory_json(
+    layout: Layout, match: str | None, resident: dict[int, Residency], needs: list[Need]
+) -> dict[str, Any]:
+    if not (resident or needs):
+        return {}
+    from .memory_views import needs_json, residency_json
+
+    facts: dict[str, Any] = {"residency": residency_json(layout, resident, match)} if resident else {}
+    return facts | ({"memory": needs_json(needs)} if needs else {})
+
+
+def _print_memory(
+    layout: Layout, match: str | None, resident: dict[int, Residency], needs: list[Need], *, is_drawn: bool
+) -> None:
+    from . import memory_views
+
+    for line in memory_views.needs_lines(needs):
+        print(line)
+    if resident:
+        if not is_drawn:
+            _print_table(memory_views.residency_table(layout, resident, match))
+        for line in memory_views.residency_lines(layout, resident):
+            print(line)
 
 
 def _inspected(path: Path, align: int | None, scan: bool, threads: int | None) -> tuple[Layout, list[Finding]]:
@@ -520,6 +593,20 @@ def _print_table(table: Table) -> None:
     for row in table.rows:
         rich_table.add_row(*map(Text, row))
     Console(highlight=False).print(rich_table)
+
+
+def _print_styled(lines: Iterable[Line]) -> None:
+    """Pieces of text in their styles on a terminal, without them in a pipe."""
+    if not sys.stdout.isatty():
+        for line in lines:
+            print("".join(text for text, _ in line).rstrip())
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(Text.assemble(*line), no_wrap=True, crop=False, overflow="ignore")
 
 
 def _print_json(facts: dict[str, Any] | list[dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ SHOWN = 3  # findings of one code; a damaged file can have thousands
 
 def overview(layout: Layout, findings: Sequence[Finding]) -> Iterator[str]:
     """Lines of at most 80 columns."""
-    for label, text in [*_facts(layout), ("verdict", verdict(findings))]:
+    for label, text in [*facts(layout), ("verdict", verdict(findings))]:
         yield from _wrapped(label, text)
     yield from finding_lines(findings)
 
@@ -44,7 +44,7 @@ def finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
             yield from _wrapped("", f"{finding.code}: {n[finding.code] - SHOWN} more; --json lists them all")
 
 
-def _facts(layout: Layout) -> Iterator[tuple[str, str]]:
+def facts(layout: Layout) -> Iterator[tuple[str, str]]:
     """(label, text) of what most people want to know."""
     yield ("file" if len(layout.files) == 1 else "files"), ", ".join(file.path.name for file in layout.files)
     yield "format", f"{layout.format}, {human_bytes(layout.size)}"

@@ -151,6 +151,7 @@ def power_of_two(n: int) -> str:
 
 
 def matches(pattern: str | None, name: str) -> bool:
+    """Whether a regular expression is found in a name; None is found in all. Raises UsageError for none."""
     try:
         return pattern is None or re.search(pattern, name) is not None
     except re.error as error:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from llamatools_runtime.tolerance import ROUNDED
 from typer.main import get_command
+from typer.testing import CliRunner
 
-from llamatools import cli, errors
+from llamatools import MetaOptions, Overrides, cli, convert, errors
 
 ROOT = Path(__file__).parents[1]
+TINY_LLAMA = ROOT / "fixtures" / "tiny-llama"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "fixtures").glob("*.md")])
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -62,3 +64,14 @@ def test_the_bounds_of_the_proof_are_those_of_the_code() -> None:
     page = (ROOT / "docs" / "explanation" / "proof.md").read_text()
     found = re.findall(r"^\| ([A-Z0-9_]+) \| ([\d.e-]+) \| ([\d.e-]+) \|$", page, re.M)
     assert {name: (float(weights), float(divergence)) for name, weights, divergence in found} == ROUNDED
+
+
+@pytest.mark.parametrize("name", ["alignment", "memory"])
+def test_examples_of_a_how_to_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(TINY_LLAMA, tmp_path / "model.gguf", options=MetaOptions(overrides=Overrides(context=1024)))
+    (tmp_path / "fixtures").symlink_to(TINY_LLAMA.parent)
+    monkeypatch.chdir(tmp_path)
+    commands = list(examples(ROOT / "docs" / "how-to" / f"{name}.md"))
+    assert len(commands) >= 5
+    for command in commands:
+        assert CliRunner().invoke(cli.app, command).exit_code == 0, command
