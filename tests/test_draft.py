@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 import pytest
@@ -110,6 +111,7 @@ def test_too_little_disk_is_said_before_the_work(tmp_path: Path) -> None:
 FULL_DISK = """
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from llamatools.draft import Draft
 from llamatools.errors import SpaceError
 try:
@@ -220,3 +222,19 @@ def test_an_interruption_before_any_line_leaves_nothing(tmp_path: Path, force: b
         (tmp_path / "model").unlink(missing_ok=True)
     assert n_stopped > 20
     assert (tmp_path / "model").read_bytes() == b"abc"
+
+
+def test_space_is_reserved_on_a_disk_and_not_on_a_ram_disk(tmp_path: Path) -> None:
+    ram_disk = Path("/dev/shm")
+    kinds = {fields[1]: fields[2] for fields in map(str.split, Path("/proc/mounts").read_text().splitlines())}
+    if kinds.get(str(ram_disk)) != "tmpfs":
+        pytest.skip("no RAM disk at /dev/shm")
+    with TemporaryDirectory(dir=ram_disk) as folder:
+        with Draft(Path(folder) / "model.gguf", 1 << 20):
+            (part,) = Path(folder).iterdir()
+            assert (part.stat().st_size, part.stat().st_blocks) == (1 << 20, 0)
+    with Draft(tmp_path / "model.gguf", 1 << 20):
+        (part,) = tmp_path.iterdir()
+        on_disk = os.stat(tmp_path).st_dev != os.stat(ram_disk).st_dev
+        assert part.stat().st_size == 1 << 20
+        assert part.stat().st_blocks * 512 >= 1 << 20 or not on_disk
