@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_files
 import llamacpp
 import numpy as np
 import pytest
@@ -100,6 +101,31 @@ def test_alignment_is_kept_or_changed(source: Path, tmp_path: Path, asked: int |
     assert all(tensor.data_offset % expected == 0 for tensor in reader.tensors)
     for name, tensor in tensors_of(aligned).items():
         assert bytes(tensors_of(tmp_path / "q.gguf")[name].data) == bytes(tensor.data)
+
+
+def test_an_alignment_below_32_is_raised_and_told(tmp_path: Path) -> None:
+    """Files of the time before 32 was the least are read, but none is written."""
+    weights = np.arange(4 + 64, dtype="<f4")
+    header = gguf_files.build(
+        [
+            gguf_files.key("general.architecture", gguf_files.scalar(gguf_files.STRING, "other")),
+            gguf_files.key("general.alignment", gguf_files.scalar(gguf_files.U32, 16)),
+        ],
+        [gguf_files.Tensor("a", 0, (4, 1)), gguf_files.Tensor("b", 0, (32, 2))],
+        alignment=16,
+        data=False,
+    )
+    (tmp_path / "s.gguf").write_bytes(header + weights.tobytes())
+    (tmp_path / "recipe").write_text(". = keep\n")
+    done = llamatools.quantize(tmp_path / "s.gguf", tmp_path / "q.gguf", tmp_path / "recipe")
+    assert [f"{note.what} {note.value}: {note.reason}" for note in done.notes] == [
+        "alignment 32: the source's is 16, which is not written"
+    ]
+    tensors = gguf.GGUFReader(tmp_path / "q.gguf").tensors
+    assert [tensor.data_offset % 32 for tensor in tensors] == [0, 0]
+    assert np.concatenate([tensor.data.ravel() for tensor in tensors]).tolist() == weights.tolist()
+    done = llamatools.quantize(tmp_path / "s.gguf", tmp_path / "q.gguf", tmp_path / "recipe", alignment=64, force=True)
+    assert done.notes == ()
 
 
 def test_metadata_is_carried_over(weights: Weights, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def with_last(model: bytes, number: int, value: bytes) -> bytes:
         (lambda m: m[:-3], FormatError, "It is truncated, or no SentencePiece model"),
         (lambda m: m + b"\x0a", FormatError, "a number is cut off at byte"),
         (lambda m: m + b"\x0b", FormatError, "wire type 3 of field 1"),
+        (lambda m: b"\x0a\x05ab", FormatError, "the model: field 1 needs bytes 2 to 7 of 4. It is truncated, or no"),
         (lambda m: m + b"\x08" + b"\xff" * 11, FormatError, "a number of over 10 bytes"),
         (lambda m: m + b"\x08\x01", FormatError, "piece 300: a number where a message is required"),
         (lambda m: m + message(1, b""), FormatError, "piece 300: a text of 0 bytes, where 1 to 1024 are allowed"),
@@ -124,6 +125,12 @@ def with_last(model: bytes, number: int, value: bytes) -> bytes:
 def test_bad_sentencepiece_models(sentencepiece_model: bytes, change: Any, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         read_sentencepiece(change(sentencepiece_model))
+
+
+def test_too_many_pieces() -> None:
+    piece = message(1, b"\x0a\x01a\x15" + bytes(4))
+    with pytest.raises(FormatError, match="^over 1048576 pieces$"):
+        read_sentencepiece(piece * ((1 << 20) + 1))
 
 
 def lines(model: bytes) -> list[bytes]:
