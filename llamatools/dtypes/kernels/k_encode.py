@@ -53,22 +53,11 @@ class Fits(NamedTuple):
     minimum_codes: Any
 
 
-@inlined
-def room() -> Fits:
-    return Fits(
-        scratch(F32x16, 8),
-        scratch(F32x16, 8),
-        scratch(F32x16, 8),
-        scratch(F32x16, 8),
-        scratch(I32x16, 8),
-        scratch(I32x16, 8),
-    )
-
-
 @kernel
 def encode_q4_k(values: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 15, by 22 spans per sub-block."""
-    fits = room()
+    scales, minima, inverses, origins = scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8)
+    fits = Fits(scales, minima, inverses, origins, scratch(I32x16, 8), scratch(I32x16, 8))
     n_blocks = blocks.size // Q4_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _fit(values, group, n_blocks, fits, 15, -1.0, 0.1, 20)
@@ -79,7 +68,8 @@ def encode_q4_k(values: Floats, blocks: Bytes) -> None:
 @kernel
 def encode_q4_k_weighted(values: Floats, importance: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 15, by 38 spans per sub-block."""
-    fits = room()
+    scales, minima, inverses, origins = scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8)
+    fits = Fits(scales, minima, inverses, origins, scratch(I32x16, 8), scratch(I32x16, 8))
     n_blocks = blocks.size // Q4_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 15, 255)
@@ -90,7 +80,8 @@ def encode_q4_k_weighted(values: Floats, importance: Floats, blocks: Bytes) -> N
 @kernel
 def encode_q5_k(values: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 31, by 17 spans per sub-block."""
-    fits = room()
+    scales, minima, inverses, origins = scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8)
+    fits = Fits(scales, minima, inverses, origins, scratch(I32x16, 8), scratch(I32x16, 8))
     n_blocks = blocks.size // Q5_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _fit(values, group, n_blocks, fits, 31, -0.5, 0.1, 15)
@@ -101,7 +92,8 @@ def encode_q5_k(values: Floats, blocks: Bytes) -> None:
 @kernel
 def encode_q5_k_weighted(values: Floats, importance: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 31, by 38 spans per sub-block."""
-    fits = room()
+    scales, minima, inverses, origins = scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8)
+    fits = Fits(scales, minima, inverses, origins, scratch(I32x16, 8), scratch(I32x16, 8))
     n_blocks = blocks.size // Q5_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _fit_weighted(values, importance, group, n_blocks, fits, 31, 63)

@@ -14,7 +14,7 @@ import numpy as np
 from ..base import Floats
 from ..simd import F32x16, I32x16, clamp, convert, inlined, kernel, maximum, rint, scratch, select, splat
 from . import Bytes
-from .k_encode import Q4_K, Q5_K, Fits, room, store_q4_k, store_q5_k
+from .k_encode import Q4_K, Q5_K, Fits, store_q4_k, store_q5_k
 from .search_fit import TINY, as_half, load_group, reciprocal, search_scale_and_least
 
 f32 = np.float32
@@ -25,7 +25,8 @@ ROUNDS = 2
 @kernel
 def search_q4_k(values: Floats, importance: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 15"""
-    fits = room()
+    scales, minima, inverses, origins = scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8)
+    fits = Fits(scales, minima, inverses, origins, scratch(I32x16, 8), scratch(I32x16, 8))
     n_blocks = blocks.size // Q4_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _search(values, importance, group, n_blocks, fits, 15)
@@ -36,7 +37,8 @@ def search_q4_k(values: Floats, importance: Floats, blocks: Bytes) -> None:
 @kernel
 def search_q5_k(values: Floats, importance: Floats, blocks: Bytes) -> None:
     """x ~ d * scale * q - dmin * minimum, q in 0 .. 31"""
-    fits = room()
+    scales, minima, inverses, origins = scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8), scratch(F32x16, 8)
+    fits = Fits(scales, minima, inverses, origins, scratch(I32x16, 8), scratch(I32x16, 8))
     n_blocks = blocks.size // Q5_K.nbytes
     for group in range(0, n_blocks, 16):
         d, dmin = _search(values, importance, group, n_blocks, fits, 31)

@@ -75,6 +75,7 @@ def scratch(typing: Any, vector: Any, length: Any) -> Any:
     """scratch(F32x16, n): room for n vectors, n a literal, uninitialized.
 
     On the stack, where LLVM can tell that nothing else writes to it: room from the heap cost half the speed.
+    It must not be returned: it ends with the function that makes it, an inlined one, too.
     """
     if not isinstance(length, types.IntegerLiteral):
         raise errors.RequireLiteralValue("the length of scratch must be a literal")
