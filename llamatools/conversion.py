@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 
 from .checkpoint import Note
 from .draft import Draft, check_destination
 from .dtypes import BF16, F16, F32, DType
+from .dtypes.kernels import load_numba
 from .errors import UnsupportedError, UsageError, in_file
 from .fill import Care, Losses, default_threads, fill, working_memory
 from .formats.gguf_write import DEFAULT_ALIGNMENT
@@ -192,6 +193,8 @@ class _Work:
 
     def done(self, care: Care, on_progress: OnProgress) -> Conversion:
         layout = self.plan.layout
+        if any(not change.is_copy and change.after.is_quantized for change in self.changes):
+            Thread(target=load_numba).start()  # while Draft waits for the disk to reserve space
         with Draft(self.destination, layout.size, force=self.force) as draft:
             progress = _Total(sum(tensor.nbytes for tensor in layout.tensors), on_progress)
             filled = fill(draft, layout.tensors, threads=self.threads, progress=progress, care=care)

@@ -9,6 +9,7 @@ This module itself is light: Numba is imported, and a kernel compiled, when a qu
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -21,6 +22,12 @@ from ..base import Blocks, Decode, Encode, Floats
 Kernel = Callable[..., None]
 FLOOR = np.float32(1e-6)  # importance of columns that a search knows nothing of, so that it codes them at all
 Bytes = NDArray[np.uint8]  # blocks as a kernel sees them: (n_blocks * block_nbytes,)
+
+
+def load_numba() -> None:
+    """Imports what every kernel needs, so that the first en- or decoding need not wait for it."""
+    with suppress(Exception):  # which that first one will meet, too, where it can be reported
+        import_module("..simd", __name__)
 
 
 @cache
