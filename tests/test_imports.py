@@ -132,3 +132,10 @@ def test_inspect_and_convert_without_torch_and_the_like(tmp_path: Path) -> None:
 def test_module_names_do_not_hide_standard_ones() -> None:
     names = {path.stem for path in SOURCES if path.stem not in ("__init__", "__main__")}
     assert not names & set(sys.stdlib_module_names)
+
+
+def test_a_name_that_is_not_public() -> None:
+    import llamatools
+
+    with pytest.raises(AttributeError, match="^module 'llamatools' has no attribute 'frobnicate'$"):
+        _ = llamatools.frobnicate
