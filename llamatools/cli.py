@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from .strip import Line
     from .views import Table
 
+SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
 app = typer.Typer(
     name="llamatools",
     help="LLaMA model files: converted, explained, run and proven.",
@@ -53,7 +55,10 @@ app = typer.Typer(
 )
 
 Source = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="Folder with params.json, consolidated.NN.pth and tokenizer.model.")
+    Path,
+    typer.Argument(
+        metavar="SOURCE", help="Folder with params.json, consolidated.NN.pth and tokenizer.model; or a GGUF file."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Threads = Annotated[
@@ -103,7 +108,14 @@ def convert(
     dtype: Annotated[
         str, typer.Option(help="auto (keep each matrix's own), f32, f16, bf16, or a recipe of quantize.")
     ] = "auto",
-    align: Annotated[int, typer.Option(help="Alignment of every tensor: a power of two from 32 to 2097152.")] = 32,
+    align: Annotated[
+        int | None,
+        typer.Option(help="Alignment of every tensor: a power of two from 32 to 2097152. 32, or what a GGUF states."),
+    ] = None,
+    split_size: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="Write files of at most this size, such as 2G: DEST-00001-of-0000N.gguf."),
+    ] = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -138,6 +150,8 @@ def convert(
 ) -> None:
     """Convert a Meta checkpoint to an aligned GGUF file. Any runtime can map it.
 
+    A GGUF file is laid out anew: mended where its offsets or padding are wrong, aligned, split, or joined if it is one
+    of a set. Only --align, --split-size, --threads, --dry-run, --force, --name, --set and --json are for it.
     The options from --imatrix to --report are those of quantize, for a recipe as --dtype.
     """
     from .conversion import DTYPES
@@ -151,6 +165,7 @@ def convert(
             dest,
             dtype=dtype.lower() if dtype.lower() in DTYPES else dtype,
             alignment=align,
+            split_size=None if split_size is None else _nbytes(split_size),
             threads=threads,
             dry_run=dry_run,
             force=force,
@@ -514,6 +529,14 @@ def _quantize_options(
     )
 
 
+def _nbytes(text: str) -> int:
+    """A number of bytes as people write it: 2G is 2,000,000,000, as for llama-gguf-split."""
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in SIZES else (text, "")
+    if not (number.isascii() and number.isdigit()):
+        raise UsageError(f"{text!r} is no number of bytes", where="--split-size", todo="Such as 2G, 500M or 4096")
+    return int(number) * SIZES[unit]
+
+
 def _check_report(path: Path | None) -> None:
     if path is not None:
         from .draft import check_destination
@@ -545,6 +568,8 @@ def _print_conversion(done: Conversion, dest: Path, as_json: bool) -> None:
     layout = done.layout
     for line in done.verified:
         print(f"verified  {line}", file=sys.stderr)
+    for line in done.mended:
+        print(f"mended    {line}", file=sys.stderr)
     for line in views.note_lines(layout.notes):
         print(f"derived   {line}", file=sys.stderr)
     for tensor, reason in layout.dropped.items():
@@ -557,6 +582,7 @@ def _print_conversion(done: Conversion, dest: Path, as_json: bool) -> None:
     if as_json:
         facts: dict[str, Any] = views.as_json(layout)
         facts |= {"written": done.written, "threads": done.threads, "buffer_nbytes": done.memory}
+        facts["mended"] = list(done.mended)
         facts["losses"] = {name: vars(loss) for name, loss in done.losses.items()}
         if done.changes:
             facts["quantized"] = reports.as_json(done)
@@ -566,13 +592,15 @@ def _print_conversion(done: Conversion, dest: Path, as_json: bool) -> None:
             _print_table(reports.table(done.changes))
         rate = layout.size / max(done.seconds, 1e-9) / 1e6
         size = f"{views.human_bytes(layout.size)}, {len(layout.tensors)} tensors"
-        print(f"{dest}: {layout.format}, {size}, in {done.seconds:.1f} s ({rate:,.0f} MB/s)", file=sys.stderr)
+        written = dest if len(layout.files) == 1 else f"{layout.files[0].path} and {len(layout.files) - 1} more"
+        print(f"{written}: {layout.format}, {size}, in {done.seconds:.1f} s ({rate:,.0f} MB/s)", file=sys.stderr)
     else:
         _print_table(views.tensor_table(layout))
-        data = layout.data_offset or 0
-        print(f"header    bytes 0 to {data}")
-        print(f"data      bytes {data} to {layout.size}, tensors aligned to {layout.alignment}")
-        print(f"disk      {layout.size:,} bytes for {dest}")
+        if layout.data_offset is not None:
+            print(f"header    bytes 0 to {layout.data_offset}")
+            print(f"data      bytes {layout.data_offset} to {layout.size}, tensors aligned to {layout.alignment}")
+        for file in layout.files:
+            print(f"disk      {file.size:,} bytes for {file.path}")
         print(f"memory    {views.human_bytes(done.memory)} of buffers at most, for {done.threads} threads")
 
 

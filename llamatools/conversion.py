@@ -1,16 +1,16 @@
-"""From a checkpoint to an aligned GGUF file, quantized or not: plan, fill, publish."""
+"""From a checkpoint or a GGUF to an aligned GGUF, quantized or not, in one file or several: plan, fill, publish."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock, Thread
 
 from .checkpoint import Note
-from .draft import Draft, check_destination
+from .draft import Drafts, check_destination
 from .dtypes import BF16, F16, F32, DType
 from .dtypes.kernels import load_numba
 from .errors import UnsupportedError, UsageError, in_file
@@ -19,10 +19,11 @@ from .formats.gguf_write import DEFAULT_ALIGNMENT
 from .formats.meta import DEFAULTS, MetaOptions, open_meta, verify_source
 from .layout import Layout
 from .mixtures import NAMES as RECIPES
-from .plan import Plan, plan_gguf
+from .plan import Plan, plan_gguf, split
 from .quantization import Change, QuantizeOptions, plan_quantized, read_plan, the_recipe
 from .recipes import Recipe
 from .recognise import META, format_of, inspect
+from .rewriting import faults, mendable, plan_rewritten, require_recorded
 
 DTYPES: dict[str, DType | None] = {"auto": None, "f32": F32, "f16": F16, "bf16": BF16}
 PLAIN = QuantizeOptions()
@@ -35,7 +36,8 @@ class Conversion:
     """What `convert` or `quantize` did, or with dry_run would do.
 
     layout: the written file's. memory: bytes of buffers at most. losses: by tensor, only where a cast lost something.
-    verified: what --verify-source checked. seconds: of work. changes: of each tensor, where a recipe was followed.
+    verified: what --verify-source checked. mended: what was wrong with a GGUF source and no longer is.
+    seconds: of work. changes: of each tensor, where a recipe was followed.
     """
 
     layout: Layout
@@ -45,6 +47,7 @@ class Conversion:
     seconds: float
     losses: Mapping[str, Losses] = field(default_factory=dict)
     verified: tuple[str, ...] = ()
+    mended: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
 
     @property
@@ -58,7 +61,8 @@ def convert(
     destination: str | os.PathLike[str],
     *,
     dtype: str | os.PathLike[str] = "auto",
-    alignment: int = DEFAULT_ALIGNMENT,
+    alignment: int | None = None,
+    split_size: int | None = None,
     threads: int | None = None,
     dry_run: bool = False,
     force: bool = False,
@@ -69,10 +73,16 @@ def convert(
     quantizing: QuantizeOptions = PLAIN,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Conversion:
-    """Converts the Meta checkpoint in folder `source` to the GGUF file `destination`.
+    """Converts the Meta checkpoint in folder `source` to the GGUF file `destination`, or lays a GGUF out anew.
+
+    A GGUF source, a file or any file of a set, keeps its tensors' bytes and its keys; what is wrong with its offsets
+    and padding is mended where the file proves where its data lie. Only alignment, split_size, name and settings are
+    for it. Tensors that llamatools wrote are held against the digests it stored.
 
     dtype: of the matrices; "auto" keeps each one's own; or a recipe, as of `quantize`, with `quantizing`, which gives
-    the same file in one pass. alignment: of every tensor in bytes, a power of two from 32 to 2 MiB.
+    the same file in one pass. alignment: of every tensor in bytes, a power of two from 32 to 2 MiB; by
+    default 32, or what a GGUF source states. split_size: bytes that a file may have; a larger one becomes a set of
+    files, in which no tensor is cut.
     threads: as many as there are processors by default; the bytes do not depend on it. dry_run: plan only.
     force: replace an existing file. options: what to state about the checkpoint. name: general.name.
     settings: metadata keys to set, as text. verify: read the source whole first and compare its checksums.
@@ -88,29 +98,75 @@ def convert(
         raise UsageError(f"unknown dtype {str(dtype)!r}", where="--dtype", todo=f"One of {known}, or a recipe file")
     if not is_recipe and quantizing != PLAIN:
         raise UsageError(f"{dtype} is no recipe, which the other options need", where="--dtype")
+    if split_size is not None and split_size < 1:
+        raise UsageError(f"{split_size} bytes hold nothing", where="--split-size")
     format = format_of(source)
-    if format != META:
+    changes: tuple[Change, ...] = ()
+    origin = None
+    if format == "GGUF":
+        _require_plain(str(dtype), options, verify)
+        origin = mendable(inspect(source))
+        with in_file(source):
+            plan = plan_rewritten(origin, destination, alignment=alignment, name=name, settings=settings)
+        files = [file.path for file in origin.files]
+    elif format == META:
+        checkpoint = open_meta(source, options)
+        with in_file(source):
+            plan = plan_gguf(
+                checkpoint,
+                destination,
+                dtype=None if is_recipe else DTYPES[str(dtype)],
+                alignment=DEFAULT_ALIGNMENT if alignment is None else alignment,
+                name=name,
+                settings=settings,
+            )
+        if is_recipe:
+            rules = the_recipe(plan.layout, dtype, quantizing)
+            with in_file(source):
+                plan, changes = plan_quantized(plan, destination, rules, quantizing)
+        files = [file.path for file in checkpoint.files]
+    else:
         raise UnsupportedError(
-            f"this is {format}, and only Meta checkpoints are converted",
-            todo="Name the folder that holds params.json and consolidated.00.pth",
+            f"this is {format}, and only Meta checkpoints and GGUF files are converted",
+            todo="Name a GGUF file, or the folder that holds params.json and consolidated.00.pth",
             file=source,
         )
-    checkpoint = open_meta(source, options)
-    changes: tuple[Change, ...] = ()
-    with in_file(source):
-        wanted = None if is_recipe else DTYPES[str(dtype)]
-        plan = plan_gguf(checkpoint, destination, dtype=wanted, alignment=alignment, name=name, settings=settings)
-    if is_recipe:
-        rules = the_recipe(plan.layout, dtype, quantizing)
-        with in_file(source):
-            plan, changes = plan_quantized(plan, destination, rules, quantizing)
-    work = _Work(plan, changes, _checked(threads), [file.path for file in checkpoint.files], force)
+    if split_size is not None:
+        plan = split(plan, split_size)
+    work = _Work(plan, changes, _checked(threads), files, force, origin)
     if not dry_run:
         work.check_destination()
     verified = tuple(verify_source(source)) if verify else ()
-    care = Care(numbers=is_recipe, roundings=is_recipe and quantizing.measure)
+    care = Care(sources=origin is None, numbers=is_recipe, roundings=is_recipe and quantizing.measure)
     done = work.planned() if dry_run else work.done(care, on_progress)
-    return replace(done, verified=verified, seconds=time.perf_counter() - started)
+    mended = () if origin is None else faults(origin)
+    return replace(done, verified=verified, mended=mended, seconds=time.perf_counter() - started)
+
+
+def _require_plain(dtype: str, options: MetaOptions, verify: bool) -> None:
+    """Refuses what makes sense for a Meta checkpoint only. Raises UsageError."""
+    if dtype != "auto":
+        raise UsageError(
+            "a GGUF file is laid out anew with the dtypes that it has",
+            where="--dtype",
+            todo="`llamatools quantize SOURCE DEST RECIPE` changes them",
+        )
+    overrides = options.overrides
+    given = {
+        "--verify-source": verify,
+        "--tokenizer": options.tokenizer is not None,
+        "--pad-vocab": options.pad_vocab,
+        "--context": overrides.context is not None,
+        "--rope-theta": overrides.rope_theta is not None,
+        "--rope-factor": overrides.rope_factor is not None,
+        "--norm-eps": overrides.norm_eps is not None,
+        "--instruct": options.instruct,
+        "--chat-template": options.chat_template is not None,
+    }
+    for option, is_given in given.items():
+        if is_given:
+            what = "this is for a Meta checkpoint; a GGUF file keeps what it says"
+            raise UsageError(what, where=option, todo="--set KEY=VALUE changes a key")
 
 
 def quantize(
@@ -170,20 +226,21 @@ def _checked(threads: int | None) -> int:
 
 @dataclass(frozen=True)
 class _Work:
-    """A plan about to be carried out. sources: files that must not be written over."""
+    """A plan about to be carried out.
+
+    sources: files that must not be written over. origin: a GGUF whose tensors are copied, digests and all.
+    """
 
     plan: Plan
     changes: tuple[Change, ...]
     threads: int
-    sources: Iterable[Path]
+    sources: Sequence[Path]
     force: bool
-
-    @property
-    def destination(self) -> Path:
-        return self.plan.layout.files[0].path
+    origin: Layout | None = None
 
     def check_destination(self) -> None:
-        check_destination(self.destination, self.sources, force=self.force)
+        for file in self.plan.layout.files:
+            check_destination(file.path, self.sources, force=self.force)
 
     def planned(self) -> Conversion:
         layout = self.plan.layout
@@ -194,14 +251,16 @@ class _Work:
     def done(self, care: Care, on_progress: OnProgress) -> Conversion:
         layout = self.plan.layout
         if any(not change.is_copy and change.after.is_quantized for change in self.changes):
-            Thread(target=load_numba).start()  # while Draft waits for the disk to reserve space
-        with Draft(self.destination, layout.size, force=self.force) as draft:
+            Thread(target=load_numba).start()  # while drafts wait for the disk to reserve space
+        with Drafts(((file.path, file.size) for file in layout.files), force=self.force) as drafts:
             progress = _Total(sum(tensor.nbytes for tensor in layout.tensors), on_progress)
-            filled = fill(draft, layout.tensors, threads=self.threads, progress=progress, care=care)
-            header = self.plan.header(filled.digests, filled.source_digests)
-            draft.write(header[4:], 4)
-            draft.write(header[:4], 0)  # the magic last: until now no reader takes the file for a model
-            draft.publish()
+            filled = fill(drafts, layout.tensors, threads=self.threads, progress=progress, care=care)
+            if self.origin is not None:
+                require_recorded(self.origin, filled.digests)
+            for n, header in enumerate(self.plan.headers(filled.digests, filled.source_digests)):
+                drafts[n].write(header[4:], 4)
+                drafts[n].write(header[:4], 0)  # the magic last: until now no reader takes the file for a model
+            drafts.publish()
         changes = tuple(replace(change, rounding=filled.roundings.get(change.name)) for change in self.changes)
         return replace(self.planned(), written=True, losses=filled.losses, changes=changes)
 

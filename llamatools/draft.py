@@ -9,6 +9,7 @@ import secrets
 import stat
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -31,24 +32,27 @@ class Draft:
         self.size = size
         self.force = force
         self._part = self.destination.with_name(f".{self.destination.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+        self._replaced = self._part.with_suffix(".old.part")  # another name of what is replaced
+        self._replaces = False
+        self._identity: tuple[int, int] | None = None  # of the sealed file: device and inode
         self._fd = -1
 
     def __enter__(self) -> Draft:
         try:
             with in_file(self.named):
-                self._check_space()
+                _require_space(self.destination.parent, self.size)
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
                 self._fd = os.open(self._part, flags, 0o666)
                 _reserve(self._fd, self.size)
             return self
         except BaseException:  # an interruption may come between any two lines
-            self._discard()
+            self.discard()
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._discard()
+        self.discard()
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Writes all of `data` (bytes) at `offset`. Safe for threads that write different places."""
@@ -59,11 +63,22 @@ class Draft:
 
     def publish(self) -> None:
         """Syncs the file and gives it its name. After an error nothing is published and a retry is not attempted."""
+        self.seal()
+        self.give_name()
+
+    def seal(self) -> None:
+        """Syncs the file, which is then complete but for its name."""
         with in_file(self.named):
             os.fsync(self._fd)
-            if self.force and self.destination.exists():
+            self._replaces = self.force and self.destination.exists()
+            if self._replaces:
                 os.fchmod(self._fd, stat.S_IMODE(self.destination.stat().st_mode))
+            self._identity = _identity(os.fstat(self._fd))
             self._close()
+
+    def give_name(self) -> None:
+        """Gives the sealed file its name, for good."""
+        with in_file(self.named):
             self._rename()
             folder = os.open(self.destination.parent, os.O_RDONLY)
             try:
@@ -71,8 +86,19 @@ class Draft:
             finally:
                 os.close(folder)
 
+    def take_back(self) -> None:
+        """Undoes `give_name`, if it came as far as the name."""
+        with in_file(self.named):
+            if self.destination.exists() and _identity(self.destination.stat()) == self._identity:
+                if self._replaced.exists():
+                    os.replace(self._replaced, self.destination)
+                elif not self._replaces:  # else what was there cannot be put back
+                    self.destination.unlink()
+
     def _rename(self) -> None:
         if self.force:
+            with suppress(OSError):  # nothing to replace, or a file system without links
+                os.link(self.destination, self._replaced)
             os.replace(self._part, self.destination)
             return
         try:
@@ -88,21 +114,69 @@ class Draft:
             return
         self._part.unlink()
 
-    def _check_space(self) -> None:
-        free = os.statvfs(self.destination.parent)
-        available = free.f_bavail * free.f_frsize
-        if self.size > available:
-            raise SpaceError(f"needs {self.size} bytes of disk, but only {available} are free", todo="Make room first")
-
     def _close(self) -> None:
         fd, self._fd = self._fd, -1  # first forgotten: an interruption must not have it closed twice
         os.close(fd)
 
-    def _discard(self) -> None:
-        """Removes the sibling, if it is there; after `publish` it is not."""
+    def discard(self) -> None:
+        """Removes what lies beside the destination; after `publish` that is at most what was replaced."""
         if self._fd >= 0:
             self._close()
         self._part.unlink(missing_ok=True)
+        self._replaced.unlink(missing_ok=True)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+class Drafts:
+    """A context manager around the drafts of files that belong together, one or more: all of them appear, or none.
+
+    Raises what Draft raises.
+    """
+
+    def __init__(self, files: Iterable[tuple[Path, int]], *, force: bool = False) -> None:
+        self._drafts = [Draft(path, size, force=force) for path, size in files]
+
+    def __enter__(self) -> Drafts:
+        first = self._drafts[0]
+        with in_file(first.named):
+            _require_space(first.destination.parent, sum(draft.size for draft in self._drafts))
+        try:
+            for draft in self._drafts:
+                draft.__enter__()
+            return self
+        except BaseException:
+            self._discard()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard()
+
+    def __getitem__(self, n: int) -> Draft:
+        return self._drafts[n]
+
+    def publish(self) -> None:
+        """Syncs all drafts and gives them their names, the first only once every one of them is on the disk.
+
+        Where a name cannot be given, those given before are taken back, and what they replaced is there again.
+        """
+        for draft in self._drafts:
+            draft.seal()
+        try:
+            for draft in self._drafts:
+                draft.give_name()
+        except BaseException:
+            for draft in self._drafts:
+                draft.take_back()
+            raise
+
+    def _discard(self) -> None:
+        for draft in self._drafts:
+            draft.discard()
 
 
 EXISTS = ("exists already. Add --force to replace it",)
@@ -125,6 +199,13 @@ def check_destination(destination: Path, sources: Iterable[Path], *, force: bool
                 raise UsageError("is both source and destination", todo="Name another destination")
         if not force:
             raise UsageError(*EXISTS)
+
+
+def _require_space(folder: Path, size: int) -> None:
+    free = os.statvfs(folder)
+    available = free.f_bavail * free.f_frsize
+    if size > available:
+        raise SpaceError(f"needs {size} bytes of disk, but only {available} are free", todo="Make room first")
 
 
 TMPFS = 0x01021994  # linux/magic.h

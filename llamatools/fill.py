@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .draft import Draft
+from .draft import Draft, Drafts
 from .dtypes import BF16, F16, Blocks, DType, Floats
 from .dtypes.rounding import SAFE_SQUARE, Rounding, sum_of_squares
 from .errors import FormatError
@@ -93,9 +93,9 @@ def rows_at_once(source: LazyTensor) -> int:
 
 
 def fill(
-    draft: Draft, tensors: Sequence[PlacedTensor], *, threads: int, progress: Progress, care: Care = Care()
+    drafts: Drafts, tensors: Sequence[PlacedTensor], *, threads: int, progress: Progress, care: Care = Care()
 ) -> Filled:
-    """Writes every tensor into `draft`. The result does not depend on `threads`.
+    """Writes every tensor into the draft of its file. The result does not depend on `threads`.
 
     Raises what reading and writing raise, and FormatError for what `care` finds; the first error stops all threads.
     """
@@ -105,7 +105,8 @@ def fill(
         try:
             most_work_first = sorted(tensors, key=lambda tensor: -tensor.n_weights)
             tasks = [
-                pool.submit(_fill_tensor, draft, tensor, filled, stop, progress, care) for tensor in most_work_first
+                pool.submit(_fill_tensor, drafts[tensor.file], tensor, filled, stop, progress, care)
+                for tensor in most_work_first
             ]
             done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
             for task in done:

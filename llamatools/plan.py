@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from . import names, provenance
 from .checkpoint import Checkpoint, Note, RopeScaling
 from .dtypes import BF16, F16, F32, DType
-from .errors import FormatError, UnsupportedError
-from .formats import gguf_write
+from .errors import FormatError, UnsupportedError, UsageError
+from .formats import gguf_split, gguf_write
 from .layout import File, Layout, PlacedTensor
 from .metadata import Metadata, Value, parse_setting, string, u32
 from .tensors import ArrayTensor, Cast, FileTensor, LazyTensor
@@ -23,12 +23,13 @@ from .version import __version__
 
 # general.file_type, a label only: llama.cpp's LLAMA_FTYPE_* by the dtype that most weights have.
 FILE_TYPES = {F32: 0, F16: 1, BF16: 32}
+MAX_SHARDS = 65535  # which `split.count` can say
 COMPARED = 1 << 20  # bytes compared at once to see whether output and embedding are one
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A GGUF file to be written.
+    """A GGUF file, or a set of them, to be written.
 
     layout: complete; in its metadata zeros stand where digests will be.
     checkpoint: what its source keys are made from; None where they stand in the metadata already.
@@ -37,12 +38,12 @@ class Plan:
     layout: Layout
     checkpoint: Checkpoint | None = None
 
-    def header(self, digests: provenance.Digests, source_digests: provenance.Digests) -> bytes:
-        """The header with the digests of output and source tensors in it, as long as without them."""
-        metadata = dict(self.layout.metadata) | _provenance(
-            self.checkpoint, self.layout.tensors, digests, source_digests
-        )
-        return _encode(metadata, self.layout.tensors, self.layout.alignment or 0).data
+    def headers(self, digests: provenance.Digests, source_digests: provenance.Digests) -> list[bytes]:
+        """Each file's header with the digests of output and source tensors, as long as without them."""
+        layout = self.layout
+        metadata = dict(layout.metadata) | _provenance(self.checkpoint, layout.tensors, digests, source_digests)
+        headers = _encode(metadata, layout.tensors, layout.alignment or 0, len(layout.files))
+        return [header.data for header in headers]
 
 
 def plan_gguf(
@@ -115,16 +116,67 @@ def placed(layout: Layout, destination: Path, alignment: int, checkpoint: Checkp
 
     checkpoint: see Plan. Raises what `encode_header` does.
     """
+    return _placed(layout, [destination], [0] * len(layout.tensors), alignment, checkpoint)
+
+
+def split(plan: Plan, nbytes: int) -> Plan:
+    """The plan as a set of files of at most `nbytes` bytes each, in the order of tensors, none of which is cut.
+
+    They are called PREFIX-00001-of-0000N.gguf where the plan's file is PREFIX.gguf. What fits into one file stays it.
+    The first file may have no tensors.
+    Raises UsageError where the first header, or a tensor with its header, is larger.
+    """
+    layout = plan.layout
+    if layout.size <= nbytes:
+        return plan
+    alignment, where = layout.alignment or gguf_write.DEFAULT_ALIGNMENT, "--split-size"
+    keys = gguf_split.shard_keys(0, 1, 0, alignment)
+    first, later = (
+        gguf_write.encode_header(metadata, [], alignment).data_offset
+        for metadata in ({**layout.metadata, **keys}, keys)
+    )
+    if first > nbytes:
+        what = f"the header alone takes {first} bytes, more than the {nbytes} of a file"
+        raise UsageError(what, where=where, todo="Choose a larger size")
+    shard, header, data, shard_of = 0, first, 0, []
+    for tensor in layout.tensors:
+        entry, size = gguf_write.entry_nbytes(tensor.name, tensor.shape), gguf_write.padded(tensor.nbytes, alignment)
+        if gguf_write.padded(header + entry, alignment) + data + size > nbytes:
+            shard, header, data = shard + 1, later, 0
+        header, data = header + entry, data + size
+        needed = gguf_write.padded(header, alignment) + data
+        if needed > nbytes:
+            what = f"tensor {tensor.name!r} takes a file of {needed} bytes, more than {nbytes}, and is not cut"
+            raise UsageError(what, where=where, todo="Choose a larger size")
+        shard_of.append(shard)
+    count = shard + 1
+    if count > MAX_SHARDS:
+        what = f"{nbytes} bytes a file make {count} files, where {MAX_SHARDS} can be counted"
+        raise UsageError(what, where=where, todo="Choose a larger size")
+    path = layout.files[0].path
+    prefix = path.name.removesuffix(".gguf")
+    paths = [path.with_name(gguf_split.shard_name(prefix, n, count)) for n in range(count)]
+    return _placed(layout, paths, shard_of, alignment, plan.checkpoint)
+
+
+def _placed(
+    layout: Layout, paths: Sequence[Path], file_of: Sequence[int], alignment: int, checkpoint: Checkpoint | None
+) -> Plan:
+    """file_of: for each tensor, which of the files it lies in."""
     metadata = dict(layout.metadata) | _provenance(checkpoint, layout.tensors, {}, {})
-    header = _encode(metadata, layout.tensors, alignment)
+    if gguf_write.ALIGNMENT_KEY in metadata:
+        metadata[gguf_write.ALIGNMENT_KEY] = u32(alignment)
+    tensors = [replace(tensor, file=file) for tensor, file in zip(layout.tensors, file_of, strict=True)]
+    headers = _encode(metadata, tensors, alignment, len(paths))
+    offsets = [iter(header.offsets) for header in headers]
     layout = replace(
         layout,
         format="GGUF v3",
-        files=(File(destination, header.file_size),),
-        tensors=tuple(replace(t, offset=at, file=0) for t, at in zip(layout.tensors, header.offsets, strict=True)),
+        files=tuple(File(path, header.file_size) for path, header in zip(paths, headers, strict=True)),
+        tensors=tuple(replace(tensor, offset=next(offsets[tensor.file])) for tensor in tensors),
         metadata=metadata,
         alignment=alignment,
-        data_offset=header.data_offset,
+        data_offset=headers[0].data_offset if len(headers) == 1 else None,
     )
     return Plan(layout, checkpoint)
 
@@ -187,5 +239,15 @@ def _provenance(
     return {**keys, provenance.VERSION: string(__version__)}
 
 
-def _encode(metadata: Metadata, tensors: Sequence[PlacedTensor], alignment: int) -> gguf_write.Header:
-    return gguf_write.encode_header(metadata, [(t.name, t.dtype, t.shape) for t in tensors], alignment)
+def _encode(
+    metadata: Metadata, tensors: Sequence[PlacedTensor], alignment: int, n_files: int
+) -> list[gguf_write.Header]:
+    """The headers of the file, or of the shards of a set, of which the first has all keys."""
+    entries: list[list[gguf_write.Entry]] = [[] for _ in range(n_files)]
+    for tensor in tensors:
+        entries[tensor.file].append((tensor.name, tensor.dtype, tensor.shape))
+    if n_files == 1:
+        return [gguf_write.encode_header(metadata, entries[0], alignment)]
+    keys = [gguf_split.shard_keys(n, n_files, len(tensors), alignment) for n in range(n_files)]
+    keys[0] = {**metadata, **keys[0]}
+    return [gguf_write.encode_header(own, part, alignment) for own, part in zip(keys, entries, strict=True)]

@@ -23,6 +23,7 @@ A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}  # a tensor of safete
 START = data_start()
 END = START + 42_368
 WHOLE = "The data is whole: `llamatools convert` lays it out anew"
+ANEW = "Make or download the file again"
 GONE = "The file is probably truncated"
 START_MORE = data_start({"more_tensors": [Tensor("rope_freqs.weight", 24, (5,)), Tensor("blk.0.attn_q.bias")]})
 
@@ -129,6 +130,16 @@ PLANTED: dict[str, tuple[bytes, list[str]]] = {
         [
             f"hole: tensor 'output_norm.weight': its data begin at byte {END - 96}, but tensor 'blk.0.ffn_down.weight' "
             f"ends at {END - 128}, which padded to 32 is {END - 128}: a hole of 32 bytes. {WHOLE}"
+        ],
+    ),
+    "a hole in a file that is longer than that explains": (
+        llama(tensors=norm_at(42_240 + 32)) + bytes(range(132)),
+        [
+            f"hole: tensor 'output_norm.weight': its data begin at byte {END - 96}, but tensor 'blk.0.ffn_down.weight' "
+            f"ends at {END - 128}, which padded to 32 is {END - 128}: a hole of 32 bytes. {ANEW}",
+            f"unplaced: its tensors' data would be bytes {START} to {END + 32}, but the file ends at {END + 132}: "
+            f"nothing tells where they begin. {ANEW}",
+            f"trailing: 100 bytes follow the last tensor, which ends at byte {END + 32}",
         ],
     ),
     "an overlap": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,15 +134,43 @@ def test_a_gguf_cut_anywhere_is_no_model_to_run(run: Run, tiny: Path, tmp_path: 
         assert err.count("\n") == 1, n
 
 
-def test_other_models_are_not_supported(run: Run, tiny: Path, tmp_path: Path) -> None:
-    code, out, err = run("convert", tiny, tmp_path / "o.gguf")
+def test_other_models_are_not_supported(run: Run, tmp_path: Path) -> None:
+    pth = TINY / "consolidated.00.pth"
+    code, out, err = run("convert", pth, tmp_path / "o.gguf")
     assert (code, out) == (5, "")
     assert err == (
-        f"{tiny}: this is GGUF, and only Meta checkpoints are converted. "
-        "Name the folder that holds params.json and consolidated.00.pth\n"
+        f"{pth}: this is torch zip, and only Meta checkpoints and GGUF files are converted. "
+        "Name a GGUF file, or the folder that holds params.json and consolidated.00.pth\n"
     )
     code, _, err = run("run", TINY)
     assert (code, err) == (5, f"{TINY}: a Meta checkpoint, and only GGUF files can be run. Convert it first\n")
+
+
+def test_a_gguf_laid_out_anew_is_told_of(run: Run, tiny: Path, tmp_path: Path) -> None:
+    broken, fixed = tmp_path / "broken.gguf", tmp_path / "fixed.gguf"
+    broken.write_bytes(tiny.read_bytes() + b"!")
+    code, out, err = run("convert", broken, fixed, "--align", "64")
+    size = broken.stat().st_size - 1
+    mended, written = err.splitlines()
+    assert (code, out, mended) == (
+        0,
+        "",
+        f"mended    {broken}: 1 bytes follow the last tensor, which ends at byte {size}",
+    )
+    assert written.startswith(f"{fixed}: GGUF v3, ")
+    code, out, _ = run("convert", broken, tmp_path / "set.gguf", "--split-size", "2M", "--dry-run")
+    sizes = re.findall(rf"^disk      ([0-9,]+) bytes for {tmp_path}/set-0000(\d)-of-00003.gguf$", out, re.M)
+    assert [number for _, number in sizes] == ["1", "2", "3"]
+    assert "header    bytes" not in out
+    code, out, err = run("convert", broken, tmp_path / "set.gguf", "--split-size", "2M", "--json")
+    facts = json.loads(out)
+    assert (facts["mended"], len(facts["files"])) == ([mended.removeprefix("mended    ")], 3)
+    code, out, err = run("convert", tiny, tmp_path / "set.gguf", "--split-size", "2M", "--force")
+    assert err.splitlines()[-1].startswith(f"{tmp_path}/set-00001-of-00003.gguf and 2 more: GGUF v3, ")
+    code, out, err = run("convert", tiny, tmp_path / "o.gguf", "--split-size", "two")
+    assert (code, err) == (2, "--split-size: 'two' is no number of bytes. Such as 2G, 500M or 4096\n")
+    code, out, err = run("convert", tiny, tmp_path / "o.gguf", "--rope-theta", "1e6")
+    assert (code, err.partition(":")[0]) == (2, "--rope-theta")
 
 
 def test_chat_templates_are_text(run: Run, tmp_path: Path) -> None:

@@ -301,9 +301,6 @@ def test_requests_that_cannot_be_met(tmp_path: Path, sentencepiece_model: bytes)
         llamatools.convert(source, tmp_path / "m.gguf", threads=0)
     with pytest.raises(UsageError, match="params.json: is both source and destination"):
         llamatools.convert(source, source / "params.json", force=True)
-    with pytest.raises(UnsupportedError, match="m.gguf: this is GGUF, and only Meta checkpoints are converted"):
-        llamatools.convert(source, tmp_path / "m.gguf", options=OPTIONS)
-        llamatools.convert(tmp_path / "m.gguf", tmp_path / "n.gguf")
     (source / "tokenizer.model").unlink()
     with pytest.raises(FormatError, match="no tokenizer.model in it or one folder up. Name it with --tokenizer"):
         llamatools.convert(source, tmp_path / "n.gguf", options=OPTIONS)

@@ -34,7 +34,7 @@ BIG = 2**64 - 1
 KEYS, TENSORS = some_keys(), some_tensors()
 HERE, GONE = Tensor("here"), "The file is probably truncated"
 DAMAGED = "The file is damaged or truncated"
-WHOLE = "The data is whole: `llamatools convert` lays it out anew"
+ANEW = "Make or download the file again"
 READ = "Versions 2 and 3 are read, little-endian"
 
 
@@ -133,14 +133,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "TENSORS_BAD_OFFSET": (
         build(tensors=[HERE, Tensor("my_tensor", offset=BIG)], data=False),
         f"tensor 'my_tensor': its data begin at byte {128 + BIG}, but tensor 'here' ends at 256, which padded to 32 is "
-        f"256: a hole of {BIG - 128} bytes. {WHOLE}",
+        f"256: a hole of {BIG - 128} bytes. {ANEW}",
     ),
     "TENSORS_DUPLICATE_NAME": (build(tensors=[HERE, HERE], data=False), "tensor 'here': two tensors have this name"),
     "TENSORS_BAD_ALIGN": (build([aligned(U32, 13)], TENSORS, alignment=13, data=False), "13 is no power of two"),
     "TENSORS_INCONSISTENT_ALIGN": (
         build(tensors=[Tensor("first", 24, (5,)), Tensor("my_tensor", 24, (5,), offset=5)], data=False),
         "key 'general.alignment': the tensors' offsets are the running sum for 1, but general.alignment is not "
-        f"stated, which means 32. {WHOLE}",
+        f"stated, which means 32. {ANEW}",
     ),
     "DATA_NOT_ENOUGH_DATA": (
         build(tensors=[HERE, Tensor("my_tensor")], cut=1),
@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "DATA_INCONSISTENT_ALIGN": (
         build(tensors=[Tensor("first", 24, (5,)), Tensor("my_tensor", 24, (5,), offset=5)]),
         "key 'general.alignment': the tensors' offsets are the running sum for 1, but general.alignment is not "
-        f"stated, which means 32. {WHOLE}",
+        f"stated, which means 32. {ANEW}",
     ),
     "DATA_MEM_SIZE_OVERFLOW": (
         build(tensors=[Tensor("first", 24, (2**63 - 64,)), Tensor("second", 24, (2**63 - 64,))], data=False)

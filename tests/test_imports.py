@@ -26,6 +26,7 @@ ORDER = (
     ("plan", "fill", "recognise"),
     ("quantization",),
     ("check",),
+    ("rewriting",),
     ("conversion", "views"),
     ("reports", "overview", "sameness", "strip", "memory_views"),
     ("page",),

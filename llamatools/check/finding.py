@@ -33,6 +33,7 @@ SEVERITIES: dict[str, Severity] = {
     "hole": "error",
     "overlap": "error",
     "order": "error",
+    "unplaced": "error",
     "trailing": "warning",
     "unpadded": "note",
     # names and keys

@@ -63,7 +63,8 @@ def read_gguf(path: Path, *, header_only: bool = False, report: Report = refuse)
             listed = tuple(PlacedTensor(e.name, e.dtype, e.shape, e.offset, e.nbytes or 0) for e in entries)
             return replace(layout, tensors=listed, metadata=metadata, stopped_at=window.at)
         source = SourceFile(path, size)
-        data_offset, tensors = place(entries, source, window.at, stated, window.peek, report)
+        is_in_doubt = stated is None and ALIGNMENT_KEY in metadata
+        data_offset, tensors = place(entries, source, window.at, stated, window.peek, report, is_in_doubt=is_in_doubt)
     if not header_only:
         require_data(tensors, size, report)
     return replace(

@@ -22,9 +22,10 @@ from ..tensors import FileTensor, SourceFile
 from .gguf_write import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_ALIGNMENT, padded
 
 POWERS = [1 << n for n in range(MAX_ALIGNMENT.bit_length())]
-# Faults that leave the data whole, so that laying the file out anew mends them.
-MENDABLE = frozenset({"alignment-mismatch", "hole", "padding", "order"})
+# Faults that laying the file out anew mends, since its data are whole; unless `place` tells of "unplaced", too.
+MENDABLE = frozenset({"alignment-value", "alignment-mismatch", "hole", "padding", "order"})
 LAY_OUT_ANEW = "The data is whole: `llamatools convert` lays it out anew"
+MAKE_ANEW = "Make or download the file again"
 
 Peek = Callable[[int], NDArray[np.uint8]]  # the first n bytes behind the header's end, or fewer
 
@@ -44,17 +45,29 @@ class Entry:
 
 
 def place(
-    entries: Sequence[Entry], source: SourceFile, header_end: int, stated: int | None, peek: Peek, report: Report
+    entries: Sequence[Entry],
+    source: SourceFile,
+    header_end: int,
+    stated: int | None,
+    peek: Peek,
+    report: Report,
+    *,
+    is_in_doubt: bool = False,
 ) -> tuple[int, tuple[PlacedTensor, ...]]:
     """Where the data begin, and the tensors where they are. Tells `report` where they are not where they must be.
 
-    stated: the file's `general.alignment`, None for none.
+    stated: the file's `general.alignment`, None for none. is_in_doubt: it states one that cannot be.
     """
     sizes = _sizes(entries)
     alignment = DEFAULT_ALIGNMENT if stated is None else stated
     found = _alignment_in_use(entries, sizes, header_end, alignment, source.size, peek)
+    data_offset = padded(header_end, found or alignment)
+    proven = _proven_start(entries, sizes, header_end, found, source.size, peek)
+    if proven is not None and found != alignment:
+        data_offset = proven
+    todo = LAY_OUT_ANEW if proven == data_offset else MAKE_ANEW
     if found is None:
-        for error in _contradictions(entries, sizes, padded(header_end, alignment), alignment):
+        for error in _contradictions(entries, sizes, data_offset, alignment, todo):
             report(error)
     elif found != alignment:
         says = "is not stated, which means 32" if stated is None else f"says {stated}"
@@ -62,11 +75,14 @@ def place(
             FormatError(
                 f"the tensors' offsets are the running sum for {found}, but {ALIGNMENT_KEY} {says}",
                 where=f"key {ALIGNMENT_KEY!r}",
-                todo=LAY_OUT_ANEW,
+                todo=todo,
                 code="alignment-mismatch",
             )
         )
-    data_offset = padded(header_end, found or alignment)
+    if proven != data_offset and (is_in_doubt or found != alignment):
+        end = data_offset + _extent(entries, sizes)
+        what = f"its tensors' data would be bytes {data_offset} to {end}, but the file ends at {source.size}: nothing "
+        report(FormatError(f"{what}tells where they begin", todo=MAKE_ANEW, code="unplaced"))
     tensors = []
     for entry, nbytes in zip(entries, sizes, strict=True):
         offset = data_offset + entry.offset
@@ -141,15 +157,41 @@ def _alignment_in_use(
     return _likeliest(whole or list(totals)) if totals else None
 
 
+def _proven_start(
+    entries: Sequence[Entry], sizes: Sequence[int], header_end: int, found: int | None, size: int, peek: Peek
+) -> int | None:
+    """Where the data must begin in a file that does not lay them out as it says; None where nothing tells.
+
+    It is a multiple of a power of two behind the header and zeros, such that the last tensor, padded to that or not,
+    ends with the file. No two places can do that: they lie further apart than there is padding.
+    found: the alignment that explains the offsets, None for none.
+    """
+    extent = _extent(entries, sizes)
+    for power in POWERS:
+        start = padded(header_end, power)
+        fits = found is None or _running_sum(entries, sizes, power) is not None
+        if fits and size in (start + extent, start + padded(extent, power)) and not peek(start - header_end).any():
+            return start
+    return None
+
+
+def _extent(entries: Sequence[Entry], sizes: Sequence[int]) -> int:
+    """Bytes from where the data begin to where the last tensor ends."""
+    return max((entry.offset + nbytes for entry, nbytes in zip(entries, sizes, strict=True)), default=0)
+
+
 def _likeliest(powers: Sequence[int]) -> int:
     """What tools use that know of no other, or the largest."""
     return DEFAULT_ALIGNMENT if DEFAULT_ALIGNMENT in powers else powers[-1]
 
 
 def _contradictions(
-    entries: Sequence[Entry], sizes: Sequence[int], data_offset: int, alignment: int
+    entries: Sequence[Entry], sizes: Sequence[int], data_offset: int, alignment: int, todo: str
 ) -> Iterator[LlamatoolsError]:
-    """What keeps the offsets from being the running sum for any alignment, in the order of bytes."""
+    """What keeps the offsets from being the running sum for any alignment, in the order of bytes.
+
+    todo: what to do about those that leave the data whole.
+    """
     in_order = sorted(zip(entries, sizes, strict=True), key=lambda item: (item[0].offset, item[1]))
     end, before = data_offset, "the header"
     any_ = False
@@ -157,7 +199,7 @@ def _contradictions(
         start, wanted = data_offset + entry.offset, padded(end, alignment)
         if start != wanted:
             any_ = True
-            yield _contradiction(entry.name, start, before, end, wanted, alignment)
+            yield _contradiction(entry.name, start, before, end, wanted, alignment, todo)
         if start + nbytes >= end:
             end, before = start + nbytes, f"tensor {entry.name!r}"
     if not any_:
@@ -168,14 +210,16 @@ def _contradictions(
                     f"its data begin at byte {data_offset + entry.offset}, but the tensors listed before it end at "
                     f"{expected}: they do not lie in the order of the list",
                     where=f"tensor {entry.name!r}",
-                    todo=LAY_OUT_ANEW,
+                    todo=todo,
                     code="order",
                 )
                 return
             expected += padded(nbytes, alignment)
 
 
-def _contradiction(name: str, start: int, before: str, end: int, wanted: int, alignment: int) -> LlamatoolsError:
+def _contradiction(
+    name: str, start: int, before: str, end: int, wanted: int, alignment: int, todo: str
+) -> LlamatoolsError:
     """A tensor's data begin at byte `start`, where they should at `wanted`, since what is `before` it ends at `end`."""
     begins = f"its data begin at byte {start}, but {before} ends at {end}"
     where = f"tensor {name!r}"
@@ -184,6 +228,6 @@ def _contradiction(name: str, start: int, before: str, end: int, wanted: int, al
         return FormatError(what, where=where, todo="The file is damaged", code="overlap", span=(start, end))
     what = f"{begins}, which padded to {alignment} is {wanted}"
     if start < wanted:
-        return FormatError(what, where=where, todo=LAY_OUT_ANEW, code="padding", span=(end, start))
+        return FormatError(what, where=where, todo=todo, code="padding", span=(end, start))
     what += f": a hole of {start - wanted} bytes"
-    return FormatError(what, where=where, todo=LAY_OUT_ANEW, code="hole", span=(wanted, start))
+    return FormatError(what, where=where, todo=todo, code="hole", span=(wanted, start))

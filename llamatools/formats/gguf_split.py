@@ -2,7 +2,8 @@
 
 Every shard says which it is (`split.no`, from 0), how many there are (`split.count`) and how many tensors all of them
 have (`split.tensors.count`). The model's other keys stand in the first, which may have no tensors; offsets count in
-each file for itself. Source: llama.cpp, tools/gguf-split and src/llama-model-loader.cpp.
+each file for itself, by its own `general.alignment`, which every shard states that is written here. Source: llama.cpp,
+tools/gguf-split and src/llama-model-loader.cpp.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..errors import FormatError, Report, in_file, naming, refuse
 from ..layout import Layout, PlacedTensor
-from ..metadata import Kind, Metadata, Value
+from ..metadata import Kind, Metadata, Value, u32
 from .gguf import read_gguf
 from .gguf_write import ALIGNMENT_KEY
 
@@ -67,7 +68,18 @@ def shard_paths(path: Path, number: int, count: int) -> list[Path]:
             todo="Give all shards their names back, so that they can be found",
             code="shard-name",
         )
-    return [path.with_name(f"{parts[1]}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
+    return [path.with_name(shard_name(parts[1], n, count)) for n in range(count)]
+
+
+def shard_name(prefix: str, number: int, count: int) -> str:
+    """The name of shard `number`, from 0."""
+    return f"{prefix}-{number + 1:05}-of-{count:05}.gguf"
+
+
+def shard_keys(number: int, count: int, n_tensors: int, alignment: int) -> dict[str, Value]:
+    """The keys that make a file shard `number`, from 0, of `count` with `n_tensors` tensors in all."""
+    keys = {NUMBER: number, COUNT: count, N_TENSORS: n_tensors}
+    return {key: Value(KINDS[key], value) for key, value in keys.items()} | {ALIGNMENT_KEY: u32(alignment)}
 
 
 def _missing(names: list[str], count: int) -> FormatError:

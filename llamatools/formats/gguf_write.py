@@ -64,13 +64,14 @@ class Header:
 def encode_header(metadata: Metadata, tensors: Sequence[Entry], alignment: int = DEFAULT_ALIGNMENT) -> Header:
     """The header of a file with these keys and tensors, and where the tensors' data belong.
 
-    `general.alignment` is written where it is not the default. Raises UsageError for an alignment that is no power of
-    two from 32 to 2 MiB, FormatError for names that llama.cpp could not read, UnsupportedError for other dtypes.
+    `general.alignment` is written where it is not the default or `metadata` have it. Raises UsageError for an alignment
+    that is no power of two from 32 to 2 MiB, FormatError for names that llama.cpp could not read, UnsupportedError for
+    other dtypes.
     """
     if not (DEFAULT_ALIGNMENT <= alignment <= MAX_ALIGNMENT and alignment & (alignment - 1) == 0):
         raise UsageError(f"{alignment} is no power of two from {DEFAULT_ALIGNMENT} to {MAX_ALIGNMENT}", where="--align")
     keys = {key: value for key, value in metadata.items() if key != ALIGNMENT_KEY}
-    if alignment != DEFAULT_ALIGNMENT:
+    if alignment != DEFAULT_ALIGNMENT or ALIGNMENT_KEY in metadata:
         keys[ALIGNMENT_KEY] = u32(alignment)
     parts = [struct.pack("<4sIQQ", b"GGUF", VERSION, len(tensors), len(keys))]
     for key, value in keys.items():
@@ -98,6 +99,11 @@ def encode_header(metadata: Metadata, tensors: Sequence[Entry], alignment: int =
 def encode_key(key: str, value: Value) -> bytes:
     """A metadata key with its value, as a GGUF file holds them."""
     return _strings([key]) + struct.pack("<I", value.kind) + _value(value)
+
+
+def entry_nbytes(name: str, shape: Sequence[int]) -> int:
+    """Bytes that a tensor takes in the header."""
+    return len(_strings([name])) + struct.calcsize(f"<I{len(shape)}QIQ")
 
 
 def padded(nbytes: int, alignment: int) -> int:
