@@ -17,13 +17,14 @@ from .errors import FormatError, UnsupportedError, UsageError
 from .formats import gguf_split, gguf_write
 from .layout import File, Layout, PlacedTensor
 from .metadata import Metadata, Value, parse_setting, string, u32
+from .recipes import Recipe, file_type
 from .tensors import ArrayTensor, Cast, FileTensor, LazyTensor
 from .tokenizers import gguf_keys
 from .version import __version__
 
-# general.file_type, a label only: llama.cpp's LLAMA_FTYPE_* by the dtype that most weights have.
-FILE_TYPES = {F32: 0, F16: 1, BF16: 32}
+SUPPORTED = (F32, F16, BF16)  # dtypes of a checkpoint's weights
 MAX_SHARDS = 65535  # which `split.count` can say
+NO_RECIPE = Recipe(())
 COMPARED = 1 << 20  # bytes compared at once to see whether output and embedding are one
 
 
@@ -183,9 +184,9 @@ def _placed(
 
 def _as_dtype(tensor: LazyTensor, dtype: DType | None) -> LazyTensor:
     wanted = F32 if len(tensor.shape) == 1 else dtype or tensor.dtype
-    if tensor.dtype not in FILE_TYPES:
+    if tensor.dtype not in SUPPORTED:
         raise UnsupportedError(
-            f"{tensor.dtype} weights are not supported, only {', '.join(map(str, FILE_TYPES))}",
+            f"{tensor.dtype} weights are not supported, only {', '.join(map(str, SUPPORTED))}",
             where=f"tensor {tensor.name!r}",
         )
     return tensor if wanted is tensor.dtype else Cast(tensor, wanted)
@@ -223,7 +224,7 @@ def _file_type(tensors: Iterable[LazyTensor]) -> int:
     weights: Counter[DType] = Counter()
     for tensor in tensors:
         weights[tensor.dtype] += tensor.n_weights
-    return FILE_TYPES[weights.most_common(1)[0][0]]
+    return file_type(NO_RECIPE, weights)
 
 
 def _provenance(

@@ -35,7 +35,7 @@ from .window import Window
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, N_CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
-TODO = "llama-imatrix of llama.cpp writes such files"
+REMEDY = "llama-imatrix of llama.cpp writes such files"
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
 def _from_gguf(path: Path, layout: Layout) -> Imatrix:
     for key in (DATASETS, N_CHUNKS, CHUNK_SIZE):
         if key not in layout.metadata:
-            raise FormatError(f"no importance matrix: there is no key {key!r}", todo=TODO)
+            raise FormatError(f"no importance matrix: there is no key {key!r}", todo=REMEDY)
     datasets, n_chunks = layout.metadata[DATASETS], layout.metadata[N_CHUNKS]
     if datasets.item is not Kind.STRING or n_chunks.kind is not Kind.UINT32:
         raise FormatError(f"{DATASETS} must be strings and {N_CHUNKS} a uint32", where="imatrix keys")
     tensors = {tensor.name: tensor for tensor in layout.tensors}
     names = dict.fromkeys(name.removesuffix(end) for name in tensors for end in (SUMS, COUNTS) if name.endswith(end))
     if not names:
-        raise FormatError(f"no importance matrix: no tensor's name ends in {SUMS!r}", todo=TODO)
+        raise FormatError(f"no importance matrix: no tensor's name ends in {SUMS!r}", todo=REMEDY)
     importance = {name: _checked(name, _normalised(name, tensors)) for name in names}
     return Imatrix(path, importance, tuple(datasets.data), int(n_chunks.data))
 
@@ -108,7 +108,7 @@ def _flat(tensor: PlacedTensor) -> Floats:
 def _read_dat(path: Path, window: Window) -> Imatrix:
     (n_entries,) = window.unpack("<i", "header")
     if n_entries < 1:
-        raise FormatError(f"no importance matrix: it would have {n_entries} entries", todo=TODO)
+        raise FormatError(f"no importance matrix: it would have {n_entries} entries", todo=REMEDY)
     window.announce(n_entries, 4 + 1 + 4 + 4 + 4, "entries", "header")
     importance: dict[str, Floats] = {}
     for n in range(n_entries):
