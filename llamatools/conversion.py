@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 
 from .checkpoint import Note
 from .draft import Drafts, check_destination
 from .dtypes import BF16, F16, F32, DType
-from .dtypes.kernels import load_numba
 from .errors import UnsupportedError, UsageError, in_file
 from .fill import Care, Losses, default_threads, fill, working_memory
 from .formats.gguf_write import DEFAULT_ALIGNMENT
@@ -250,8 +249,6 @@ class _Work:
 
     def done(self, care: Care, on_progress: OnProgress) -> Conversion:
         layout = self.plan.layout
-        if any(not change.is_copy and change.after.is_quantized for change in self.changes):
-            Thread(target=load_numba).start()  # while drafts wait for the disk to reserve space
         with Drafts(((file.path, file.size) for file in layout.files), force=self.force) as drafts:
             progress = _Total(sum(tensor.nbytes for tensor in layout.tensors), on_progress)
             filled = fill(drafts, layout.tensors, threads=self.threads, progress=progress, care=care)

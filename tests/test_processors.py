@@ -100,13 +100,36 @@ def test_compiling_is_announced_once_and_happens_once(tmp_path: Path) -> None:
     assert first.stdout == second.stdout == "-32.0\n-32.0\n"
 
 
+def test_a_damaged_kernel_is_compiled_anew(tmp_path: Path) -> None:
+    child("-c", ENCODE, NUMBA_CACHE_DIR=str(tmp_path))
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(kept) == 4
+    for path, content in kept.items():
+        path.write_bytes(content[:-1] + b"x")
+    result = child("-c", ENCODE, NUMBA_CACHE_DIR=str(tmp_path))
+    assert result.stdout == "-32.0\n-32.0\n"
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_a_kernel_of_other_sources_gives_way(tmp_path: Path) -> None:
+    child("-c", ENCODE, NUMBA_CACHE_DIR=str(tmp_path))
+    kept = sorted(tmp_path.iterdir())
+    kernel, _, processor, suffix = kept[0].name.rsplit(".", 3)
+    outdated = kept[0].rename(tmp_path / f"{kernel}.0123456789abcdef.{processor}.{suffix}")
+    child("-c", ENCODE, NUMBA_CACHE_DIR=str(tmp_path))
+    assert not outdated.exists()
+    assert sorted(tmp_path.iterdir()) == kept
+
+
+def test_kept_kernels_need_no_numba(tmp_path: Path) -> None:
+    child("-c", ENCODE, NUMBA_CACHE_DIR=str(tmp_path))
+    result = child("-c", "import sys; sys.modules['numba'] = None" + ENCODE, NUMBA_CACHE_DIR=str(tmp_path))
+    assert result.stdout == "-32.0\n-32.0\n"
+
+
 def test_works_where_nothing_is_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    nowhere = {
-        "NUMBA_CACHE_DIR": str(tmp_path / "file" / "folder"),
-        "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
-    }
-    result = child("-c", ENCODE, **nowhere)
+    result = child("-c", ENCODE, NUMBA_CACHE_DIR=str(tmp_path / "file" / "folder"))
     assert result.stderr == (
         "compiling kernels; no folder to keep them in is writable (NUMBA_CACHE_DIR can name one) ...\n"
     )

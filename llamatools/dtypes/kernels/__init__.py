@@ -3,39 +3,29 @@
 Every kernel does all the blocks it is given, from one-dimensional arrays: blocks as bytes, weights as float32. It holds
 no lock of Python's, so threads work on different rows at the same time. What it reads may be read-only memory.
 
-This module itself is light: Numba is imported, and a kernel compiled, when a quantized tensor is first en- or decoded.
+This module itself is light: a kernel is loaded, or compiled, when a quantized tensor is first en- or decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..base import Blocks, Decode, Encode, Floats
+from ..compiled import Kernel
 
-Kernel = Callable[..., None]
 FLOOR = np.float32(1e-6)  # importance of columns that a search knows nothing of, so that it codes them at all
 Bytes = NDArray[np.uint8]  # blocks as a kernel sees them: (n_blocks * block_nbytes,)
-
-
-def load_numba() -> None:
-    """Imports what every kernel needs, so that the first en- or decoding need not wait for it."""
-    with suppress(Exception):  # which that first one will meet, too, where it can be reported
-        import_module("..simd", __name__)
 
 
 @cache
 def kernel_function(name: str) -> Kernel:
     """The kernel of that name, "module.function"."""
     module, function = name.split(".")
-    kernel: Kernel = getattr(import_module(f".{module}", __name__), function)
-    return kernel
+    return Kernel(f"{__name__}.{module}", function)
 
 
 def decoder(kernel: str, block_size: int) -> Decode:
