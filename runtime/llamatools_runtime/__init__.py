@@ -1,13 +1,15 @@
 """A small LLaMA runtime that maps a GGUF file and computes from the mapping.
 
-`run` lets a model write; `compare` proves that a file computes what its original checkpoint computes. The rest is for
-reading and for building on: `load` gives a `Model`, `forward` its logits. model.py is the page to learn LLaMA from.
+`run` lets a model write; `measure` tells how well one foretells a text, and how far two are apart; `compare` proves
+that a file computes what its original checkpoint computes. The rest is for reading and for building on: `load` gives a
+`Model`, `forward` its logits. model.py is the page to learn LLaMA from.
 """
 
 from .comparison import Comparison, compare
 from .generation import Timing, generate
 from .load import load
 from .model import Cache, Model, forward
+from .quality import Quality, measure
 from .running import RunReport, run
 from .sampling import Sampler
 from .tolerance import Tolerance
@@ -18,6 +20,7 @@ __all__ = [
     "Comparison",
     "Matrix",
     "Model",
+    "Quality",
     "RunReport",
     "Sampler",
     "Timing",
@@ -27,5 +30,6 @@ __all__ = [
     "generate",
     "load",
     "matmul",
+    "measure",
     "run",
 ]

@@ -26,6 +26,7 @@ from .fidelity import StoredTensor, stored_tensors
 from .generation import check_prompt
 from .load import load
 from .model import Cache, Model, forward, frequencies
+from .scoring import divergence
 from .tolerance import Tolerance, tolerance_for
 
 if TYPE_CHECKING:
@@ -172,17 +173,6 @@ def compare(
         tokenizers_compared=len(encoders) == 2,
         tokenizers=_first_disagreement(encoders, prompt),
     )
-
-
-def divergence(p_logits: Floats, q_logits: Floats) -> NDArray[np.float64]:
-    """KL(p || q) in nats at each position (n_tokens,), of the distributions that logits (n_tokens, vocab_size) give."""
-    log_p, log_q = (_log_softmax(logits) for logits in (p_logits, q_logits))
-    return np.asarray((np.exp(log_p) * (log_p - log_q)).sum(axis=1).clip(min=0))  # below 0 only by rounding
-
-
-def _log_softmax(logits: Floats) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)  # (n_tokens, vocab_size)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def _both(model: Model, oracle: Oracle, ids: Sequence[int]) -> tuple[Floats, Floats, list[float]]:

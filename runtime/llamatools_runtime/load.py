@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,18 @@ def load(path: Path | str) -> tuple[Model, Layout]:
 def model_of(layout: Layout) -> Model:
     """The model that a GGUF's layout describes. Raises as `load`."""
     with in_file(layout.files[0].path):
-        linear_factor = _check_kind(layout.metadata)
-        hparams = hparams_from_gguf(layout.metadata)
-        _check_hparams(hparams, layout)
-        _check_tensors(hparams, layout)
-        return _assemble(hparams, map_weights(layout), linear_factor)
+        hparams, linear_factor = check(layout)
+        weights = map_weights(layout)
+        return assemble(hparams, weights, tuple(layer_of(weights, n) for n in range(hparams.n_layers)), linear_factor)
+
+
+def check(layout: Layout) -> tuple[Hyperparameters, float]:
+    """Its hyperparameters and its factor of linear rotary scaling, if it is a LLaMA. Raises as `load`."""
+    linear_factor = _check_kind(layout.metadata)
+    hparams = hparams_from_gguf(layout.metadata)
+    _check_hparams(hparams, layout)
+    _check_tensors(hparams, layout)
+    return hparams, linear_factor
 
 
 def _check_kind(metadata: Metadata) -> float:
@@ -122,21 +129,29 @@ def _check_tensors(h: Hyperparameters, layout: Layout) -> None:
         )
 
 
-def _assemble(h: Hyperparameters, weights: Mapping[str, Matrix], linear_factor: float) -> Model:
-    """The model, with the vectors decoded (they are small) and the matrices left on the mapping."""
+def layer_of(weights: Mapping[str, Matrix], n: int) -> Layer:
+    """Layer n, with the vectors decoded (they are small) and the matrices as they are."""
 
-    def layer(n: int) -> Iterator[tuple[str, Matrix | Floats]]:
+    def fields() -> Iterator[tuple[str, Matrix | Floats]]:
         for tensor in LAYER_TENSORS:  # such as "attention.wq.weight", whose field is wq
             weight = weights[meta_to_gguf(f"layers.{n}.{tensor}")]
             yield tensor.split(".")[-2], weight.vector() if len(weight.shape) == 1 else weight
 
+    return Layer(**dict(fields()))  # type: ignore[arg-type]
+
+
+def assemble(
+    h: Hyperparameters, weights: Mapping[str, Matrix], layers: Sequence[Layer], linear_factor: float = 1.0
+) -> Model:
+    """The model of these layers and of the tensors beside them."""
     embeddings = weights[meta_to_gguf(EMBEDDING)]
     divisors = weights[ROPE_FACTORS].vector() if ROPE_FACTORS in weights else np.ones(h.head_dim // 2, np.float32)
+    output = meta_to_gguf(OUTPUT)
     return Model(
         hparams=h,
         tok_embeddings=embeddings,
-        layers=tuple(Layer(**dict(layer(n))) for n in range(h.n_layers)),  # type: ignore[arg-type]
+        layers=layers,
         norm=weights[meta_to_gguf(NORM)].vector(),
-        output=weights.get(meta_to_gguf(OUTPUT), embeddings),
+        output=weights.get(output, embeddings),
         rope_divisors=divisors * np.float32(linear_factor),
     )

@@ -15,7 +15,7 @@ Names are Meta's (llama-models, models/llama3/model.py). All arithmetic is float
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ class Model:
 
     hparams: Hyperparameters
     tok_embeddings: Matrix  # (vocab_size, dim)
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     norm: Floats  # (dim,)
     output: Matrix  # (vocab_size, dim)
     rope_divisors: Floats  # (head_dim / 2,), ones where rotary embedding is not scaled
