@@ -13,16 +13,18 @@ from .checkpoint import Note
 from .draft import Drafts, check_destination
 from .dtypes import BF16, F16, F32, DType
 from .errors import UnsupportedError, UsageError, in_file
-from .fill import Care, Losses, default_threads, fill, working_memory
+from .fill import Care, Filled, Losses, default_threads, fill, working_memory
 from .formats.gguf_write import DEFAULT_ALIGNMENT
 from .formats.meta import DEFAULTS, MetaOptions, open_meta, verify_source
 from .layout import Layout
 from .mixtures import NAMES as RECIPES
 from .plan import Plan, plan_gguf, split
+from .provenance import source_name
 from .quantization import Change, QuantizeOptions, plan_quantized, read_plan, the_recipe
 from .recipes import Recipe
 from .recognise import META, format_of, inspect
-from .rewriting import faults, mendable, plan_rewritten, require_recorded
+from .rewriting import faults, mendable, plan_rewritten, recorded_tensors, require_recorded
+from .tensors import FileTensor
 
 DTYPES: dict[str, DType | None] = {"auto": None, "f32": F32, "f16": F16, "bf16": BF16}
 PLAIN = QuantizeOptions()
@@ -35,8 +37,8 @@ class Conversion:
     """What `convert` or `quantize` did, or with dry_run would do.
 
     layout: the written file's. memory: bytes of buffers at most. losses: by tensor, only where a cast lost something.
-    verified: what --verify-source checked. mended: what was wrong with a GGUF source and no longer is.
-    seconds: of work. changes: of each tensor, where a recipe was followed.
+    verified: what `verify` checked. mended: what was wrong with a GGUF source and no longer is.
+    seconds: of work. recipe: the rules that were followed, if any. changes: what they made of each tensor.
     """
 
     layout: Layout
@@ -47,6 +49,7 @@ class Conversion:
     losses: Mapping[str, Losses] = field(default_factory=dict)
     verified: tuple[str, ...] = ()
     mended: tuple[str, ...] = ()
+    recipe: Recipe | None = None
     changes: tuple[Change, ...] = ()
 
     @property
@@ -100,6 +103,7 @@ def convert(
     if split_size is not None and split_size < 1:
         raise UsageError(f"{split_size} bytes hold nothing", where="--split-size")
     format = format_of(source)
+    rules = None
     changes: tuple[Change, ...] = ()
     origin = None
     if format == "GGUF":
@@ -139,7 +143,7 @@ def convert(
     care = Care(sources=origin is None, numbers=is_recipe, roundings=is_recipe and quantizing.measure)
     done = work.planned() if dry_run else work.done(care, on_progress)
     mended = () if origin is None else faults(origin)
-    return replace(done, verified=verified, mended=mended, seconds=time.perf_counter() - started)
+    return replace(done, verified=verified, mended=mended, recipe=rules, seconds=time.perf_counter() - started)
 
 
 def _require_plain(dtype: str, options: MetaOptions, verify: bool) -> None:
@@ -178,12 +182,15 @@ def quantize(
     threads: int | None = None,
     dry_run: bool = False,
     force: bool = False,
+    verify: bool = False,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Conversion:
     """Writes the GGUF file `source` anew as `destination`, each tensor in the dtype that `recipe` gives it.
 
     recipe: a name such as "q4_k_m", or a recipe file's path. options: what else to ask for. alignment: of every tensor
     in bytes; the source's by default. threads, dry_run, force: as of `convert`, as is what it raises.
+    verify: hold all weights against the digests that llamatools stored in `source`, which takes as long as SHA-256 of
+    them; tensors that are copied are held against theirs in any case.
     """
     started = time.perf_counter()
     source, destination = Path(source), Path(destination)
@@ -191,12 +198,16 @@ def quantize(
     rules = the_recipe(layout, recipe, options)
     with in_file(source):
         plan, changes = plan_quantized(read_plan(layout), destination, rules, options, alignment)
-    work = _Work(plan, changes, _checked(threads), [file.path for file in layout.files], force)
+    n_recorded = len(recorded_tensors(layout))
+    if verify and not n_recorded:
+        raise UsageError("no digests of its weights are stored in it", where="--verify-source", file=source)
+    work = _Work(plan, changes, _checked(threads), [file.path for file in layout.files], force, layout)
     if not dry_run:
         work.check_destination()
-    care = Care(sources=False, numbers=True, roundings=options.measure)
+    care = Care(sources=verify, numbers=True, roundings=options.measure)
     done = work.planned() if dry_run else work.done(care, on_progress)
-    return replace(done, seconds=time.perf_counter() - started)
+    verified = (f"{n_recorded} of {len(layout.tensors)} tensors: SHA-256 as stored",) if verify and not dry_run else ()
+    return replace(done, verified=verified, recipe=rules, seconds=time.perf_counter() - started)
 
 
 def recipe_of(
@@ -227,7 +238,7 @@ def _checked(threads: int | None) -> int:
 class _Work:
     """A plan about to be carried out.
 
-    sources: files that must not be written over. origin: a GGUF whose tensors are copied, digests and all.
+    sources: files that must not be written over. origin: a GGUF source, which may hold digests of its tensors.
     """
 
     plan: Plan
@@ -253,13 +264,24 @@ class _Work:
             progress = _Total(sum(tensor.nbytes for tensor in layout.tensors), on_progress)
             filled = fill(drafts, layout.tensors, threads=self.threads, progress=progress, care=care)
             if self.origin is not None:
-                require_recorded(self.origin, filled.digests)
+                require_recorded(self.origin, self._as_read(self.origin, filled))
             for n, header in enumerate(self.plan.headers(filled.digests, filled.source_digests)):
                 drafts[n].write(header[4:], 4)
                 drafts[n].write(header[:4], 0)  # the magic last: until now no reader takes the file for a model
             drafts.publish()
         changes = tuple(replace(change, rounding=filled.roundings.get(change.name)) for change in self.changes)
         return replace(self.planned(), written=True, losses=filled.losses, changes=changes)
+
+    def _as_read(self, origin: Layout, filled: Filled) -> dict[str, str]:
+        """The SHA-256 of the origin's tensors, of those that were hashed: copied ones, or all where `Care` says so."""
+        digests = {}
+        planned = {tensor.name: tensor.source for tensor in self.plan.layout.tensors}
+        for tensor in origin.tensors:
+            if tensor.source is planned[tensor.name]:
+                digests[tensor.name] = filled.digests[tensor.name]
+            elif isinstance(tensor.source, FileTensor) and source_name(tensor.source) in filled.source_digests:
+                digests[tensor.name] = filled.source_digests[source_name(tensor.source)]
+        return digests
 
 
 class _Total:

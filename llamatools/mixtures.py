@@ -15,7 +15,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,17 @@ from .dtypes.legacy import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from .dtypes.nonlinear import IQ4_NL, IQ4_XS
 from .errors import FormatError, UnsupportedError, UsageError
 from .metadata import INTEGERS, Metadata, string
-from .recipes import Recipe, Rule, Shaped, check_effect, first_matches, has_one_row, read_recipe, with_overrides
+from .recipes import (
+    Recipe,
+    Rule,
+    Shaped,
+    check_effect,
+    first_matches,
+    has_one_row,
+    idle_rules,
+    read_recipe,
+    with_overrides,
+)
 
 
 class Place(NamedTuple):
@@ -144,7 +154,7 @@ def recipe_for(
 
     mixture = MIXTURES.get(str(name).lower())
     if mixture is None:
-        return with_overrides(_from_file(Path(name), pure), asked, tensors)
+        return with_overrides(_from_file(Path(name), pure, tensors), asked, tensors)
 
     quantizable = [tensor for tensor in tensors if not has_one_row(tensor)]
     kept = [rule for rule in KEPT if any(rule.matches(tensor.name) for tensor in quantizable)]
@@ -159,7 +169,7 @@ def recipe_for(
     return Recipe(tuple(rules), str(name).lower(), mixture.file_type, f"Made for a model of {model}.")
 
 
-def _from_file(path: Path, pure: bool) -> Recipe:
+def _from_file(path: Path, pure: bool, tensors: Sequence[Shaped]) -> Recipe:
     if not path.exists():
         near = get_close_matches(str(path).lower(), NAMES, n=2)
         raise UsageError(
@@ -168,7 +178,8 @@ def _from_file(path: Path, pure: bool) -> Recipe:
         )
     if pure:
         raise UsageError("a recipe file has no main dtype", where="--pure", todo="Name a recipe")
-    return read_recipe(path)
+    recipe = read_recipe(path)
+    return replace(recipe, idle=tuple(idle_rules(recipe.rules, tensors)))
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ class QuantizeOptions:
 
     imatrix: file of importances. rounding: "exact" writes llama-quantize's bytes, "search" looks for less weighted
     error, for which it needs an imatrix. tensor_types: rules PATTERN=DTYPE before the recipe's own. pure: every matrix
-    gets the recipe's main dtype. output_type, embedding_type: dtypes by name. strict: rows that do not divide are an
-    error. allow_requantize: quantized weights may be quantized again. measure: compute what is lost.
+    gets the recipe's main dtype. output_type, embedding_type: dtypes by name. strict: rows that do not divide, and
+    rules of a recipe file that decide no tensor, are errors. allow_requantize: quantized weights may be quantized
+    again. measure: compute what is lost.
     """
 
     imatrix: str | os.PathLike[str] | None = None
@@ -115,6 +116,10 @@ def plan_quantized(
             where="--rounding search",
             todo="Name one with --imatrix",
         )
+    if options.strict and recipe.idle:
+        raise UsageError(
+            "decides no tensor of this model", where=f"rule '{recipe.idle[0]}' of {recipe.name}", todo="Take it out"
+        )
     layout = plan.layout
     imatrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     choices = choose(recipe, layout.tensors, strict=options.strict)
@@ -140,12 +145,13 @@ def plan_quantized(
     }
     kept = layout.alignment or DEFAULT_ALIGNMENT
     notes = layout.notes
-    if alignment is None and kept < DEFAULT_ALIGNMENT:
-        notes += (
-            Note("alignment", str(DEFAULT_ALIGNMENT), f"the source's is {kept}, which is not written", "--align"),
-        )
+    if alignment is None:
+        alignment = max(kept, DEFAULT_ALIGNMENT)
+        if alignment > kept:
+            reason = f"the source's is {kept}, which is not written"
+            notes += (Note("alignment", str(alignment), reason, "--align"),)
     layout = replace(layout, tensors=tuple(tensors), metadata=metadata, notes=notes)
-    return placed(layout, destination, alignment or max(kept, DEFAULT_ALIGNMENT), plan.checkpoint), tuple(changes)
+    return placed(layout, destination, alignment, plan.checkpoint), tuple(changes)
 
 
 def the_recipe(layout: Layout, recipe: str | os.PathLike[str], options: QuantizeOptions) -> Recipe:

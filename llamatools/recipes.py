@@ -63,13 +63,14 @@ class Recipe:
     """Ordered rules; recipes with the same rules are equal.
 
     name: how it was asked for. file_type: llama.cpp's LLAMA_FTYPE_* number of a named recipe, None for a file's.
-    comment: what a reader of its text should know.
+    comment: what a reader of its text should know. idle: the rules of a file that decide no tensor of the model.
     """
 
     rules: tuple[Rule, ...]
     name: str = field(default="", compare=False)
     file_type: int | None = field(default=None, compare=False)
     comment: str = field(default="", compare=False)
+    idle: tuple[Rule, ...] = field(default=(), compare=False)
 
     def text(self) -> str:
         """The recipe in the form that `read_recipe` reads."""

@@ -55,6 +55,9 @@ def lines(done: Conversion) -> Iterator[str]:
     unweighted = [change.name for change in changes if change.weighted is False]
     if unweighted:
         yield f"imatrix   has no entry for {_listed(unweighted)}"
+    if done.recipe:
+        for rule in done.recipe.idle:
+            yield printable(f"idle      rule '{rule}' of {done.recipe.name} decides no tensor")
     requantized = [change for change in changes if change.is_requantized]
     if requantized:
         dtypes = ", ".join(sorted({change.before.name for change in requantized}))
@@ -78,7 +81,7 @@ def totals(changes: Sequence[Change]) -> str:
 
 def as_json(done: Conversion) -> dict[str, Any]:
     """The report, in a schema that only grows. Errors are relative: 0.07 is 7 %; null where not measured."""
-    changes = done.changes
+    changes, recipe = done.changes, done.recipe
     n_weights = sum(change.n_weights for change in changes)
     before, after = sum(c.nbytes_before for c in changes), sum(c.nbytes for c in changes)
     return {
@@ -93,6 +96,8 @@ def as_json(done: Conversion) -> dict[str, Any]:
             "bits_per_weight": _bits(after, n_weights),
             "relative_rmse": relative_rmse(changes),
         },
+        "recipe": None if recipe is None else [printable(str(rule)) for rule in recipe.rules],
+        "idle_rules": [printable(str(rule)) for rule in recipe.idle] if recipe else [],
         "tensors": [_tensor_json(change) for change in changes],
     }
 

@@ -15,7 +15,7 @@ from .checkpoint import Note
 from .errors import FormatError, printable
 from .formats.gguf_placement import MENDABLE
 from .formats.gguf_write import ALIGNMENT_KEY, DEFAULT_ALIGNMENT
-from .layout import Layout
+from .layout import Layout, PlacedTensor
 from .metadata import Kind, Metadata, parse_setting, string
 from .plan import Plan, placed
 from .provenance import UNKNOWN, recorded_digests
@@ -76,20 +76,23 @@ def _kept_alignment(metadata: Metadata) -> tuple[int, str]:
     return alignment, "the source says so"
 
 
+def recorded_tensors(source: Layout) -> list[tuple[PlacedTensor, str]]:
+    """The tensors whose SHA-256 the file holds, with it; not those that changed dtype or shape since."""
+    recorded = recorded_digests(source.metadata)
+    known = [(tensor, recorded[tensor.name]) for tensor in source.tensors if tensor.name in recorded]
+    return [(tensor, it.sha256) for tensor, it in known if it.sha256 != UNKNOWN and not it.is_stale(tensor)]
+
+
 def require_recorded(source: Layout, digests: Mapping[str, str]) -> None:
-    """Holds the SHA-256 of tensors, as they were read, against those that llamatools stored when it wrote the file.
+    """Holds the SHA-256 of tensors, of those that were read, against what llamatools stored when it wrote the file.
 
     What another tool made of a tensor since, in another dtype or shape, cannot be told. Raises FormatError.
     """
-    recorded = recorded_digests(source.metadata)
-    for tensor in source.tensors:
-        known = recorded.get(tensor.name)
-        if known is None or known.sha256 == UNKNOWN or known.is_stale(tensor):
-            continue
-        found = digests[tensor.name]
-        if found != known.sha256:
+    for tensor, stored in recorded_tensors(source):
+        found = digests.get(tensor.name, stored)
+        if found != stored:
             raise FormatError(
-                f"its bytes have the SHA-256 {found}, but {known.sha256} was stored when they were written",
+                f"its bytes have the SHA-256 {found}, but {stored} was stored when they were written",
                 where=f"tensor {tensor.name!r}",
                 todo="It was damaged since; make or download the file again",
                 file=tensor.source.file.path if isinstance(tensor.source, FileTensor) else None,

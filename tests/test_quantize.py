@@ -145,6 +145,33 @@ def test_metadata_is_carried_over(weights: Weights, tmp_path: Path) -> None:
     assert all(key.startswith(("llamatools.tensor.", "llamatools.version")) for key in added)
 
 
+def damaged(source: Path, path: Path, name: str) -> Path:
+    """A copy in which a bit of the tensor's first byte is another."""
+    data = bytearray(source.read_bytes())
+    data[tensors_of(source)[name].data_offset] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_a_source_is_held_against_the_digests_inside(source: Path, tmp_path: Path) -> None:
+    whole, destination = tmp_path / "whole.gguf", tmp_path / "q.gguf"
+    with pytest.raises(UsageError, match=r"wide.gguf: --verify-source: no digests of its weights are stored in it"):
+        llamatools.quantize(source, destination, "q4_0", verify=True)
+    llamatools.convert(source, whole)
+    done = llamatools.quantize(whole, destination, "q4_0", verify=True)
+    assert done.verified == ("21 of 21 tensors: SHA-256 as stored",)
+    plain = llamatools.quantize(whole, tmp_path / "plain.gguf", "q4_0")
+    assert plain.verified == ()
+    assert destination.read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+    copied, quantized = (damaged(whole, tmp_path / f"{n}.gguf", f"blk.1.{n}.weight") for n in ("ffn_norm", "ffn_up"))
+    for path, verify in ((copied, False), (copied, True), (quantized, True)):
+        message = rf"{path.name}: tensor 'blk.1.{path.stem}.weight': its bytes have the SHA-256 \w+, but \w+ was stored"
+        with pytest.raises(FormatError, match=message):
+            llamatools.quantize(path, tmp_path / "no.gguf", "q4_0", verify=verify)
+    assert not list(tmp_path.glob("*no.gguf*"))
+    llamatools.quantize(quantized, tmp_path / "unseen.gguf", "q4_0")
+
+
 def test_a_set_of_files_becomes_one(weights: Weights, source: Path, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "set.gguf", "llama", split_max_tensors=7)
     for key, field in gguf.GGUFReader(source).fields.items():
@@ -347,6 +374,24 @@ def test_rows_that_do_not_divide_fall_back_or_are_an_error(source: Path, tmp_pat
         llamatools.quantize(source, tmp_path / "s.gguf", "q4_k_s", options=QuantizeOptions(strict=True))
 
 
+def test_rules_of_a_file_that_decide_nothing_are_told_or_an_error(source: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.recipe"
+    recipe.write_text("attn_w = Q6_K\nattn_v = Q8_0\n. = Q4_0\nffn = Q5_0\n")
+    options = QuantizeOptions(tensor_types=["attn_v=Q6_K"])  # decides what a rule of the file would
+    done = llamatools.quantize(source, tmp_path / "q.gguf", recipe, options=options)
+    assert [line for line in reports.lines(done) if line.startswith("idle")] == [
+        "idle      rule 'attn_w = Q6_K' of mine.recipe decides no tensor",
+        "idle      rule 'ffn = Q5_0' of mine.recipe decides no tensor",
+    ]
+    report = reports.as_json(done)
+    assert report["recipe"] == ["attn_v = Q6_K", "attn_w = Q6_K", "attn_v = Q8_0", ". = Q4_0", "ffn = Q5_0"]
+    assert report["idle_rules"] == ["attn_w = Q6_K", "ffn = Q5_0"]
+    with pytest.raises(UsageError, match=r"rule 'attn_w = Q6_K' of mine.recipe: decides no tensor of this model. Take"):
+        llamatools.quantize(source, tmp_path / "s.gguf", recipe, options=QuantizeOptions(strict=True))
+    named = llamatools.quantize(source, tmp_path / "n.gguf", "q4_0", options=QuantizeOptions(strict=True))
+    assert reports.as_json(named)["idle_rules"] == []
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7, 100])
 def test_experts_have_importances_of_their_own(rows_at_once: int) -> None:
     draws = np.random.default_rng(5)
@@ -434,6 +479,7 @@ def run(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
         (["q4_0", "--tensor-type", "nowhere=q8_0"], 2, "no tensor's name matches it"),
         (["q4_0", "--output-type", "q9"], 2, "--output-type: unknown dtype 'q9'"),
         (["q4_0", "--align", "48"], 2, "48 is no power of two from 32 to 2097152"),
+        (["q4_0", "--align", "0"], 2, "0 is no power of two from 32 to 2097152"),
         (["q4_0", "--report", "/nowhere/report.json"], 2, "/nowhere/report.json: its folder does not exist"),
     ],
 )

@@ -1,10 +1,11 @@
 """How long `llamatools convert` takes against `cp`, and how much memory.
 
-    python tests/bench/convert.py FOLDER [--shape tinyllama|13b] [--runs 5]
+    python tests/bench/convert.py FOLDER [--shape tinyllama|7b|13b] [--runs 5]
 
-FOLDER should lie on a RAM disk for timings (2.2 GB twice) and on a real disk for the 13B shape (26 GB twice). Makes a
-seeded bfloat16 checkpoint there, then runs `cp` of its shards and the conversion in turn, as whole processes, and
-prints medians, their ratio, and the peak of anonymous memory (RssAnon, read from /proc every few milliseconds).
+FOLDER should lie on a RAM disk for timings (2.2 GB twice) and on a real disk for the larger shapes (13.5 and 26 GB,
+twice). Makes a seeded bfloat16 checkpoint there, then runs `cp` of its shards and the conversion in turn, as whole
+processes, and prints medians, their ratio, and the peak of anonymous memory (RssAnon, read from /proc every few
+milliseconds).
 Deletes what it made.
 """
 
@@ -28,6 +29,7 @@ from llamatools.formats.pth import read_pth
 SHAPES = {
     # dim, layers, heads, kv heads, hidden, vocabulary, shards
     "tinyllama": (2048, 22, 32, 4, 5632, 32000, 1),
+    "7b": (4096, 32, 32, 32, 11008, 32000, 1),
     "13b": (5120, 40, 40, 40, 13824, 32000, 2),
 }
 ROOT = Path(__file__).parents[2]
