@@ -1,12 +1,13 @@
 """A small LLaMA runtime that maps a GGUF file and computes from the mapping.
 
-`run` lets a model write; `measure` tells how well one foretells a text, and how far two are apart; `compare` proves
-that a file computes what its original checkpoint computes. The rest is for reading and for building on: `load` gives a
-`Model`, `forward` its logits. model.py is the page to learn LLaMA from.
+`run` lets a model write; `measure` tells how well one foretells a text, and how far two are apart; `part` tells where
+they part, and why; `compare` proves that a file computes what its original checkpoint computes. The rest is for reading
+and for building on: `load` gives a `Model`, `forward` its logits. model.py is the page to learn LLaMA from.
 """
 
 from .comparison import Comparison, compare
 from .generation import Timing, generate
+from .layers import Parting, part
 from .load import load
 from .model import Cache, Model, forward
 from .quality import Quality, measure
@@ -20,6 +21,7 @@ __all__ = [
     "Comparison",
     "Matrix",
     "Model",
+    "Parting",
     "Quality",
     "RunReport",
     "Sampler",
@@ -31,5 +33,6 @@ __all__ = [
     "load",
     "matmul",
     "measure",
+    "part",
     "run",
 ]

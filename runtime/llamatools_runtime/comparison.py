@@ -84,16 +84,8 @@ class Comparison:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity: null where there was no scale to relate to."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: plain(item) for key, item in value.items()}
-            if isinstance(value, tuple):
-                return [plain(item) for item in value]
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        found: dict[str, Any] = plain(asdict(self) | {"passed": self.passed})
+        """For JSON."""
+        found: dict[str, Any] = without_infinities(asdict(self) | {"passed": self.passed})
         return found
 
     def lines(self) -> list[str]:
@@ -195,6 +187,15 @@ def _relative(difference: ArrayLike, scale: ArrayLike) -> NDArray[np.float64]:
     difference, scale = np.asarray(difference, np.float64), np.asarray(scale, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(difference == 0, 0.0, difference / scale)
+
+
+def without_infinities(value: Any) -> Any:
+    """`value` for JSON, which has no infinity: null where there was no scale to relate to."""
+    if isinstance(value, dict):
+        return {key: without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_same_shape(ours: Hyperparameters, original: Hyperparameters) -> None:
