@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -83,11 +84,16 @@ def _fill(path: Path, seed: int) -> None:
                 left -= file.write((values.view("<u4") >> 16).astype("<u2").tobytes())
 
 
-def timed(command: list[str]) -> tuple[float, int]:
-    """Seconds that the command took as a whole process, and the peak of its RssAnon in bytes."""
+def timed(command: list[str], **environment: str) -> tuple[float, int]:
+    """Seconds that the command took as a whole process, and the peak of its RssAnon in bytes.
+
+    environment: variables that it sees besides ours.
+    """
     peak = 0
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
         try:

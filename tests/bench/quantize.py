@@ -1,11 +1,21 @@
 """How long `llamatools quantize` takes against llama-quantize, and how much memory.
 
-    python tests/bench/quantize.py FOLDER LLAMA_QUANTIZE [--shape tinyllama|13b] [--recipes q4_0,q4_k_m,q6_k] [--runs 5]
+    python tests/bench/quantize.py FOLDER [LLAMA_QUANTIZE] [--shape tinyllama|7b|13b] [--recipes q4_0,q4_k_m,q6_k]
+                                   [--runs 5]
 
-FOLDER should lie on a RAM disk for timings (6 GB are needed there). Makes a seeded bfloat16 checkpoint, its GGUF and an
-importance matrix, then runs both tools in turn as whole processes with two threads each: without and with the matrix,
-ours with `--rounding search`, too, and in one pass from the checkpoint. Prints medians, ratios of medians and the peak
-of anonymous memory (RssAnon). What both wrote is compared, tensor by tensor. Deletes what it made.
+FOLDER should lie on a RAM disk for timings (7 GB are needed there) and on a real disk for the larger shapes. Makes a
+seeded bfloat16 checkpoint, its GGUF and an importance matrix, then runs both tools in turn as whole processes with two
+threads each: without and with the matrix, ours with `--rounding search`, too, and in one pass from the checkpoint.
+Prints for each recipe
+
+    seconds    the median
+    ratio      how many times as fast as llama-quantize on the same; of the one pass, seconds over those of `exact`;
+               of a first run ever ("cold", with no kernel kept), how many seconds it takes more than others
+    asked      what the ratio is to be
+    RssAnon    the peak of anonymous memory, which is to be 300 MB at most
+    differ     tensors whose dtype or bytes are not those of llama-quantize
+
+Without LLAMA_QUANTIZE ours is run alone, for its memory. Deletes what it made.
 """
 
 from __future__ import annotations
@@ -16,6 +26,7 @@ import shutil
 import statistics
 import struct
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +38,10 @@ import llamatools
 from llamatools.provenance import recorded_digests
 
 THREADS = "2"
+LLAMA, LLAMA_WEIGHTED = "llama-quantize", "llama-quantize, imatrix"
+TIMES_AS_FAST = {"q4_0": 3, "q4_k_m": 8, "q6_k": 6}  # `exact` without an imatrix
+SEARCH_TIMES_AS_FAST, ONE_PASS_RATIO, COLD_SECONDS = 3, 1.2, 10
+COLUMNS = "{:8}{:25}{:>9}{:>9}{:>9}{:>10}{:>8}"
 
 
 def make_imatrix(path: Path, gguf: Path) -> None:
@@ -53,57 +68,86 @@ def differing(ours: Path, theirs: Path) -> int:
     return n
 
 
+def measure(recipe: str, folder: Path, llama_quantize: Path | None, runs: int) -> None:
+    """Prints a line for each way to make this recipe's file of the model in `folder`."""
+    meta, gguf, imatrix, ours, theirs = paths_in(folder)
+    options = [recipe, "--force", "--threads", THREADS]
+    quantize = [sys.executable, "-m", "llamatools", "quantize", gguf, ours, *options]
+    convert = [sys.executable, "-m", "llamatools", "convert", meta, ours, "--dtype", *options]
+    weighted = ["--imatrix", imatrix]
+    searching = [*quantize, *weighted, "--rounding", "search"]
+    jobs = {
+        LLAMA: [llama_quantize, gguf, theirs, recipe, THREADS],
+        "exact": quantize,
+        "one pass": convert,
+        LLAMA_WEIGHTED: [llama_quantize, *weighted, gguf, theirs, recipe, THREADS],
+        "exact, imatrix": [*quantize, *weighted],
+        "search, imatrix": searching,
+    }
+    if llama_quantize is None:
+        del jobs[LLAMA], jobs[LLAMA_WEIGHTED]
+    times: dict[str, list[float]] = {job: [] for job in jobs}
+    peaks = dict.fromkeys(jobs, 0)
+    differ = {}
+    for run in range(-1, runs):  # the first warms the caches and does not count
+        for job, command in jobs.items():
+            elapsed, peak = timed(list(map(str, command)))
+            peaks[job] = max(peaks[job], peak)
+            if run >= 0:
+                times[job].append(elapsed)
+            elif job.startswith("exact") and llama_quantize:
+                differ[job] = differing(ours, theirs)
+    seconds = {job: statistics.median(of_job) for job, of_job in times.items()}
+    for job, command in {"exact, cold": quantize, "search, imatrix, cold": searching}.items():
+        with tempfile.TemporaryDirectory() as empty:
+            seconds[job], peaks[job] = timed(list(map(str, command)), NUMBA_CACHE_DIR=empty)
+    for job in seconds:
+        ratio, asked = ratio_of(job, recipe, seconds)
+        row = (f"{seconds[job]:.2f}", ratio, asked, f"{peaks[job] / 1e6:.0f} MB", str(differ.get(job, "")))
+        print(COLUMNS.format(recipe, job, *row).rstrip(), flush=True)
+
+
+def ratio_of(job: str, recipe: str, seconds: dict[str, float]) -> tuple[str, str]:
+    """What the job's seconds are held against, and what was asked for."""
+    if job.endswith(", cold"):
+        return f"{seconds[job] - seconds[job.removesuffix(', cold')]:+.1f} s", f"<= {COLD_SECONDS} s"
+    if job == "one pass":
+        return f"{seconds[job] / seconds['exact']:.2f}", f"<= {ONE_PASS_RATIO}"
+    base = LLAMA_WEIGHTED if "imatrix" in job else LLAMA
+    if job == base or base not in seconds:
+        return "", ""
+    asked = SEARCH_TIMES_AS_FAST if job.startswith("search") else TIMES_AS_FAST.get(recipe) if job == "exact" else None
+    return f"{seconds[base] / seconds[job]:.1f} x", f">= {asked} x" if asked else ""
+
+
+def paths_in(folder: Path) -> tuple[Path, Path, Path, Path, Path]:
+    """Checkpoint, GGUF, imatrix, what we make of it, what llama-quantize makes of it."""
+    meta, gguf, imatrix, ours, theirs = (
+        folder / f"bench-{name}" for name in ("meta", "model.gguf", "imatrix.dat", "ours.gguf", "theirs.gguf")
+    )
+    return meta, gguf, imatrix, ours, theirs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("llama_quantize", type=Path)
+    parser.add_argument("llama_quantize", type=Path, nargs="?")
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama")
     parser.add_argument("--recipes", default="q4_0,q4_k_m,q6_k")
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
-    meta, gguf, imatrix, ours, theirs = (
-        arguments.folder / f"bench-{name}" for name in ("meta", "model.gguf", "imatrix.dat", "ours.gguf", "theirs.gguf")
-    )
-    llamatools_command = [sys.executable, "-m", "llamatools"]
+    meta, gguf, imatrix, *written = paths_in(arguments.folder)
     try:
         make_checkpoint(meta, arguments.shape)
         llamatools.convert(meta, gguf)
         make_imatrix(imatrix, gguf)
+        print(f"{gguf.stat().st_size / 1e9:.1f} GB of bfloat16; medians of {arguments.runs}, {THREADS} threads")
+        print(COLUMNS.format("recipe", "", "seconds", "ratio", "asked", "RssAnon", "differ"), flush=True)
         for recipe in arguments.recipes.split(","):
-            quantize = [*llamatools_command, "quantize", gguf, ours, recipe, "--force", "--threads", THREADS]
-            convert = [*llamatools_command, "convert", meta, ours, "--dtype", recipe, "--force", "--threads", THREADS]
-            reference = [arguments.llama_quantize, gguf, theirs, recipe, THREADS]
-            weighted = ["--imatrix", imatrix]
-            jobs = {
-                "llama-quantize": reference,
-                "exact": quantize,
-                "one pass": convert,
-                "llama-quantize, imatrix": [reference[0], *weighted, *reference[1:]],
-                "exact, imatrix": [*quantize, *weighted],
-                "search, imatrix": [*quantize, *weighted, "--rounding", "search"],
-            }
-            seconds: dict[str, list[float]] = {job: [] for job in jobs}
-            peaks = dict.fromkeys(jobs, 0)
-            same = {}
-            for run in range(-1, arguments.runs):  # the first warms the caches and does not count
-                for job, command in jobs.items():
-                    elapsed, peak = timed(list(map(str, command)))
-                    peaks[job] = max(peaks[job], peak)
-                    if run >= 0:
-                        seconds[job].append(elapsed)
-                    if run < 0 and job.startswith("exact"):
-                        same[job] = differing(ours, theirs)
-            medians = {job: statistics.median(times) for job, times in seconds.items()}
-            print(recipe)
-            for job in jobs:
-                base = medians["llama-quantize, imatrix" if "imatrix" in job else "llama-quantize"]
-                against = f"{base / medians[job]:5.1f} times as fast" if "llama" not in job else ""
-                tensors = f", {same[job]} tensors differ" if job in same else ""
-                print(f"  {job:25}{medians[job]:7.2f} s  {peaks[job] / 1e6:5.0f} MB  {against}{tensors}")
-            print(f"  one pass / exact         {medians['one pass'] / medians['exact']:7.2f}", flush=True)
+            measure(recipe, arguments.folder, arguments.llama_quantize, arguments.runs)
     finally:
         shutil.rmtree(meta, ignore_errors=True)
-        for path in (gguf, imatrix, ours, theirs):
+        for path in (gguf, imatrix, *written):
             path.unlink(missing_ok=True)
 
 
