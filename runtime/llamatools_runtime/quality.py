@@ -95,14 +95,13 @@ class Quality:
         if self.scores is None:
             return lines
         a = self.against()
-        percent = {name: Estimate(100 * a[name].value, 100 * a[name].error) for name in ("same_top", "rms_change")}
         return [
             *lines,
             f"of the other     {a['base_perplexity']:.4f}   ln of the ratio {a['log_ratio']:.5f}",
             f"KL divergence    {a['mean_divergence']:.6f} nats a token, on average",
             f"                 {a['percentile99_divergence']:.6f} at 99 %, {self.scores.divergence.max():.6f} at most",
-            f"likeliest token  {percent['same_top']:.3f} % the same",
-            f"probability      {percent['rms_change']:.3f} % changed, root mean square",
+            f"likeliest token  {a['same_top'].scaled(100):.3f} % the same",
+            f"probability      {a['rms_change'].scaled(100):.3f} % changed, root mean square",
         ]
 
 

@@ -97,6 +97,9 @@ class Estimate:
     value: float
     error: float
 
+    def scaled(self, factor: float) -> Estimate:
+        return Estimate(factor * self.value, factor * self.error)
+
     def __format__(self, spec: str) -> str:
         """Both in the same format: 17.34 ± 0.57."""
         return f"{self.value:{spec}} ± {self.error:{spec}}"
