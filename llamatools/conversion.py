@@ -13,18 +13,16 @@ from .checkpoint import Note
 from .draft import Drafts, check_destination
 from .dtypes import BF16, F16, F32, DType
 from .errors import UnsupportedError, UsageError, in_file
-from .fill import Care, Filled, Losses, default_threads, fill, working_memory
+from .fill import Care, Losses, default_threads, fill, working_memory
 from .formats.gguf_write import DEFAULT_ALIGNMENT
 from .formats.meta import DEFAULTS, MetaOptions, open_meta, verify_source
 from .layout import Layout
 from .mixtures import NAMES as RECIPES
 from .plan import Plan, plan_gguf, split
-from .provenance import source_name
 from .quantization import Change, QuantizeOptions, plan_quantized, read_plan, the_recipe
 from .recipes import Recipe
 from .recognise import META, format_of, inspect
 from .rewriting import faults, mendable, plan_rewritten, recorded_tensors, require_recorded
-from .tensors import FileTensor
 
 DTYPES: dict[str, DType | None] = {"auto": None, "f32": F32, "f16": F16, "bf16": BF16}
 PLAIN = QuantizeOptions()
@@ -127,7 +125,7 @@ def convert(
             rules = the_recipe(plan.layout, dtype, quantizing)
             with in_file(source):
                 plan, changes = plan_quantized(plan, destination, rules, quantizing)
-        files = [file.path for file in checkpoint.files]
+        files = [*(file.path for file in checkpoint.files), *_files_of(dtype, quantizing)]
     else:
         raise UnsupportedError(
             f"this is {format}, and only Meta checkpoints and GGUF files are converted",
@@ -201,7 +199,8 @@ def quantize(
     n_recorded = len(recorded_tensors(layout))
     if verify and not n_recorded:
         raise UsageError("no digests of its weights are stored in it", where="--verify-source", file=source)
-    work = _Work(plan, changes, _checked(threads), [file.path for file in layout.files], force, layout)
+    files = [*(file.path for file in layout.files), *_files_of(recipe, options)]
+    work = _Work(plan, changes, _checked(threads), files, force, layout)
     if not dry_run:
         work.check_destination()
     care = Care(sources=verify, numbers=True, roundings=options.measure)
@@ -211,10 +210,30 @@ def quantize(
 
 
 def recipe_of(
-    source: str | os.PathLike[str], recipe: str | os.PathLike[str], *, options: QuantizeOptions = PLAIN
+    source: str | os.PathLike[str],
+    recipe: str | os.PathLike[str],
+    *,
+    options: QuantizeOptions = PLAIN,
+    checkpoint_options: MetaOptions = DEFAULTS,
+    settings: Mapping[str, str] | None = None,
 ) -> Recipe:
-    """The rules by which `quantize` would choose for this GGUF file. Raises what it raises."""
-    return the_recipe(_gguf(Path(source)), recipe, options)
+    """The rules by which `quantize` would choose for this GGUF file, or `convert` for this Meta checkpoint.
+
+    options: as of `quantize`. checkpoint_options, settings: as `options` and `settings` of `convert`.
+    Raises what these raise.
+    """
+    source = Path(source)
+    if format_of(source) != META:
+        return the_recipe(_gguf(source), recipe, options)
+    checkpoint = open_meta(source, checkpoint_options)
+    with in_file(source):
+        layout = plan_gguf(checkpoint, Path(), settings=settings).layout
+    return the_recipe(layout, recipe, options)
+
+
+def _files_of(recipe: str | os.PathLike[str], options: QuantizeOptions) -> list[Path]:
+    """The files that quantizing reads besides the model."""
+    return [Path(path) for path in (recipe, options.imatrix) if path is not None and os.path.isfile(path)]
 
 
 def _gguf(source: Path) -> Layout:
@@ -264,24 +283,13 @@ class _Work:
             progress = _Total(sum(tensor.nbytes for tensor in layout.tensors), on_progress)
             filled = fill(drafts, layout.tensors, threads=self.threads, progress=progress, care=care)
             if self.origin is not None:
-                require_recorded(self.origin, self._as_read(self.origin, filled))
+                require_recorded(self.origin, layout, filled)
             for n, header in enumerate(self.plan.headers(filled.digests, filled.source_digests)):
                 drafts[n].write(header[4:], 4)
                 drafts[n].write(header[:4], 0)  # the magic last: until now no reader takes the file for a model
             drafts.publish()
         changes = tuple(replace(change, rounding=filled.roundings.get(change.name)) for change in self.changes)
         return replace(self.planned(), written=True, losses=filled.losses, changes=changes)
-
-    def _as_read(self, origin: Layout, filled: Filled) -> dict[str, str]:
-        """The SHA-256 of the origin's tensors, of those that were hashed: copied ones, or all where `Care` says so."""
-        digests = {}
-        planned = {tensor.name: tensor.source for tensor in self.plan.layout.tensors}
-        for tensor in origin.tensors:
-            if tensor.source is planned[tensor.name]:
-                digests[tensor.name] = filled.digests[tensor.name]
-            elif isinstance(tensor.source, FileTensor) and source_name(tensor.source) in filled.source_digests:
-                digests[tensor.name] = filled.source_digests[source_name(tensor.source)]
-        return digests
 
 
 class _Total:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from .conversion import Conversion
+from .draft import Draft, check_destination
 from .dtypes import DType
-from .errors import printable
+from .errors import UsageError, in_file, printable
 from .quantization import Change
 from .views import Table, human_bytes
 
 SCHEMA = "llamatools.quantize/1"
+BEGINNING = f'{{\n  "schema": "{SCHEMA}"'.encode()  # of a report's file
 SHOWN_NAMES = 3
 
 
@@ -100,6 +104,30 @@ def as_json(done: Conversion) -> dict[str, Any]:
         "idle_rules": [printable(str(rule)) for rule in recipe.idle] if recipe else [],
         "tensors": [_tensor_json(change) for change in changes],
     }
+
+
+def check_report(path: Path, model: Path) -> None:
+    """Refuses a place for the report of `model` where anything but an earlier report is. Raises UsageError."""
+    check_destination(path, (), force=True)
+    with in_file(path):
+        if path.resolve() == model.resolve():
+            raise UsageError("is both the model and its report", todo="Name another file for the report")
+        if path.exists() and not _is_report(path):
+            raise UsageError("is there already and is no report of an earlier run", todo="Name another file")
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(BEGINNING)) == BEGINNING
+
+
+def write_report(done: Conversion, path: Path) -> None:
+    """Writes the report as a JSON file, which appears when it is whole. Raises as `check_report` and `Draft`."""
+    check_report(path, done.layout.files[0].path)
+    data = (json.dumps(as_json(done), indent=2) + "\n").encode()
+    with Draft(path, len(data), force=True) as draft:
+        draft.write(data, 0)
+        draft.publish()
 
 
 def _tensor_json(change: Change) -> dict[str, Any]:

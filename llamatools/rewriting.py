@@ -13,12 +13,13 @@ from pathlib import Path
 from .check import placement
 from .checkpoint import Note
 from .errors import FormatError, printable
+from .fill import Filled
 from .formats.gguf_placement import MENDABLE
 from .formats.gguf_write import ALIGNMENT_KEY, DEFAULT_ALIGNMENT
 from .layout import Layout, PlacedTensor
 from .metadata import Kind, Metadata, parse_setting, string
 from .plan import Plan, placed
-from .provenance import UNKNOWN, recorded_digests
+from .provenance import UNKNOWN, recorded_digests, source_name
 from .quantization import read_plan
 from .tensors import FileTensor
 
@@ -83,19 +84,25 @@ def recorded_tensors(source: Layout) -> list[tuple[PlacedTensor, str]]:
     return [(tensor, it.sha256) for tensor, it in known if it.sha256 != UNKNOWN and not it.is_stale(tensor)]
 
 
-def require_recorded(source: Layout, digests: Mapping[str, str]) -> None:
-    """Holds the SHA-256 of tensors, of those that were read, against what llamatools stored when it wrote the file.
+def require_recorded(source: Layout, planned: Layout, filled: Filled) -> None:
+    """Holds the SHA-256 of tensors, as they were read, against those that llamatools stored when it wrote the file.
 
-    What another tool made of a tensor since, in another dtype or shape, cannot be told. Raises FormatError.
+    Those of which `filled` knows none are passed over: what was read to be cast is hashed only if `Care` says so. What
+    another tool made of a tensor since, in another dtype or shape, cannot be told. Raises FormatError.
     """
+    copied = {tensor.source for tensor in planned.tensors if isinstance(tensor.source, FileTensor)}
     for tensor, stored in recorded_tensors(source):
-        found = digests.get(tensor.name, stored)
+        assert isinstance(tensor.source, FileTensor), "it was read from a file"
+        if tensor.source in copied:
+            found = filled.digests[tensor.name]
+        else:
+            found = filled.source_digests.get(source_name(tensor.source), stored)
         if found != stored:
             raise FormatError(
                 f"its bytes have the SHA-256 {found}, but {stored} was stored when they were written",
                 where=f"tensor {tensor.name!r}",
                 todo="It was damaged since; make or download the file again",
-                file=tensor.source.file.path if isinstance(tensor.source, FileTensor) else None,
+                file=tensor.source.file.path,
                 code="digest",
                 span=(tensor.offset, tensor.end),
             )

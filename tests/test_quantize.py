@@ -454,11 +454,50 @@ def test_sources_that_cannot_be_quantized(source: Path, tmp_path: Path) -> None:
         llamatools.quantize(FIXTURE, tmp_path / "q.gguf", "q4_0")
     with pytest.raises(UsageError, match="is both source and destination"):
         llamatools.quantize(source, source, "q4_0", force=True)
+    recipe, imatrix = tmp_path / "recipe", write_imatrix(tmp_path / "i.dat", columns_of(source))
+    recipe.write_text(". = Q8_0\n")
+    for read in (recipe, imatrix):
+        with pytest.raises(UsageError, match=f"{read.name}: is both source and destination"):
+            llamatools.quantize(source, read, recipe, force=True, options=QuantizeOptions(imatrix=imatrix))
     with pytest.raises(UsageError, match="--threads: 0 threads cannot do the work"):
         llamatools.quantize(source, tmp_path / "q.gguf", "q4_0", threads=0)
     with pytest.raises(UsageError, match="--dtype: f16 is no recipe, which the other options need"):
         llamatools.convert(FIXTURE, tmp_path / "q.gguf", dtype="f16", quantizing=QuantizeOptions(pure=True))
     assert not (tmp_path / "q.gguf").exists()
+
+
+def test_the_rules_for_a_checkpoint_are_those_for_its_gguf(tiny_llama: Path, tmp_path: Path) -> None:
+    checkpoint = MetaOptions(overrides=Overrides(context=1024))
+    asked = QuantizeOptions(tensor_types=["ffn_up=q8_0"], embedding_type="q6_k")
+    rules = llamatools.recipe_of(FIXTURE, "q4_k_m", options=asked, checkpoint_options=checkpoint)
+    assert rules == llamatools.recipe_of(tiny_llama, "q4_k_m", options=asked)
+    (tmp_path / "recipe").write_text(rules.text())
+    for recipe, options in (("q4_k_m", asked), (tmp_path / "recipe", QuantizeOptions())):
+        done = llamatools.convert(
+            FIXTURE, tmp_path / "q.gguf", dtype=recipe, quantizing=options, options=checkpoint, force=True
+        )
+        assert done.recipe == rules
+    groups_of_4 = {"llama.attention.head_count_kv": "1"}  # for which iq4_nl has other rules
+    changed = llamatools.recipe_of(FIXTURE, "iq4_nl", checkpoint_options=checkpoint, settings=groups_of_4)
+    assert changed != llamatools.recipe_of(FIXTURE, "iq4_nl", checkpoint_options=checkpoint)
+
+
+def test_a_report_replaces_an_earlier_report_only(source: Path, tmp_path: Path) -> None:
+    report, model = tmp_path / "r.json", tmp_path / "q.gguf"
+    for recipe in ("q8_0", "q4_0"):
+        done = llamatools.quantize(source, model, recipe, force=True)
+        reports.check_report(report, model)
+        reports.write_report(done, report)
+        assert json.loads(report.read_text()) == reports.as_json(done)
+    before = model.read_bytes()
+    for write in (lambda path: reports.check_report(path, source), lambda path: reports.write_report(done, path)):
+        (tmp_path / "text").write_text("{}\n")
+        with pytest.raises(UsageError, match="text: is there already and is no report of an earlier run. Name another"):
+            write(tmp_path / "text")
+    for path in (model, tmp_path / "." / "q.gguf"):
+        with pytest.raises(UsageError, match="q.gguf: is both the model and its report. Name another file"):
+            reports.check_report(path, model)
+    assert model.read_bytes() == before
 
 
 def run(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
