@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .check import Finding
     from .check.memory import Need
     from .check.residency import Residency
+    from .checkpoint import Checkpoint
     from .conversion import Conversion
     from .formats.meta import MetaOptions
     from .layout import Layout
@@ -440,8 +441,25 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of the sampling; the same seed gives the same text.")] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="CHECKPOINT", help="Compare with this Meta checkpoint, computed in float32 by torch."),
+        typer.Option(
+            metavar="OTHER",
+            help="Compare with this Meta checkpoint, computed in float32 by torch. With --perplexity or --layers, "
+            "with this Meta checkpoint or GGUF file.",
+        ),
     ] = None,
+    perplexity: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure how well the model foretells this text, as llama-perplexity does."),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Of --perplexity: tokens of a chunk. [default: 512]")] = None,
+    chunks: Annotated[int | None, typer.Option(help="Of --perplexity: how many are read; all by default.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Of --perplexity: write it as a page for a browser.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --html if it exists.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Of --against: tell in which layer and matrix the two part, and why.")
+    ] = False,
     tokenizer: Annotated[Path | None, typer.Option(help="The checkpoint's tokenizer.model, if elsewhere.")] = None,
     rope_theta: Annotated[float | None, typer.Option(help="Of the checkpoint, as it was stated to convert.")] = None,
     rope_factor: Annotated[float | None, typer.Option(help="Of the checkpoint, likewise.")] = None,
@@ -451,6 +469,17 @@ def run(
     """Run a GGUF file from its mapping, or prove it right. --against compares it with what the original computes."""
     import llamatools_runtime as runtime
 
+    _check_run_options(perplexity, against, layers, {"--context": context, "--chunks": chunks, "--html": html})
+    options = _meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
+    if perplexity is not None:
+        _measure(model, perplexity, against, options, context, chunks, html, force, as_json)
+        return
+    if layers and against is not None:
+        parting = runtime.part(model, _opened(against, options), prompt=prompt or None)
+        _print_report(parting, as_json)
+        if not parting.same:
+            raise typer.Exit(EXIT_FINDINGS)
+        return
     if against is None:
         report = runtime.run(
             model,
@@ -469,17 +498,77 @@ def run(
         for line in report.lines():
             print(line, file=sys.stderr)
         return
-    from .recognise import open as open_checkpoint
-
-    options = _meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
-    comparison = runtime.compare(model, open_checkpoint(against, options), prompt=prompt or None, tokenizer=tokenizer)
-    if as_json:
-        _print_json(comparison.as_dict())
-    else:
-        for line in comparison.lines():
-            print(line)
+    comparison = runtime.compare(model, _opened(against, options), prompt=prompt or None, tokenizer=tokenizer)
+    _print_report(comparison, as_json)
     if not comparison.passed:
         raise typer.Exit(EXIT_FINDINGS)
+
+
+def _check_run_options(
+    perplexity: Path | None, against: Path | None, layers: bool, of_perplexity: dict[str, object]
+) -> None:
+    given = [name for name, value in of_perplexity.items() if value is not None]
+    if perplexity is None and given:
+        raise UsageError("it is an option of --perplexity, which is not given", where=given[0])
+    if layers and (against is None or perplexity is not None):
+        raise UsageError("it needs --against, and goes without --perplexity", where="--layers")
+
+
+def _measure(
+    model: Path,
+    text: Path,
+    against: Path | None,
+    options: MetaOptions,
+    context: int | None,
+    chunks: int | None,
+    html: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    import llamatools_runtime as runtime
+
+    if html is not None:  # known now, and not after hours
+        from .draft import check_destination
+
+        check_destination(html, (), force=force)
+    with _Bar("chunk") as bar:
+
+        def on_chunk(done: int, total: int, so_far: runtime.Quality) -> None:
+            bar(done, total, f"perplexity {so_far.perplexity:.3f}")
+
+        quality = runtime.measure(
+            model,
+            text,
+            context=context or runtime.CONTEXT,
+            chunks=chunks,
+            against=None if against is None else _opened(against, options),
+            on_chunk=on_chunk,
+        )
+    _print_report(quality, as_json)
+    if html is not None:
+        names = runtime.Names(str(model), str(text), None if against is None else str(against))
+        runtime.write_page(quality, names, html, force=force)
+
+
+def _opened(path: Path, options: MetaOptions) -> Checkpoint:
+    from .recognise import open as open_checkpoint
+
+    return open_checkpoint(path, options)
+
+
+class _Report(Protocol):
+    """What the runtime found: for JSON, and as lines for people."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+    def lines(self) -> list[str]: ...
+
+
+def _print_report(report: _Report, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        for line in report.lines():
+            print(line)
 
 
 def _meta_options(
@@ -648,19 +737,22 @@ def _print_text(text: str) -> None:
 class _Bar:
     """A progress bar on stderr, if that is a terminal; made when there is something to show."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "B") -> None:
         self._bar: Any = None
+        self._unit = unit
 
     def __enter__(self) -> _Bar:
         return self
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, note: str = "") -> None:
         if self._bar is None:
             if not sys.stderr.isatty():
                 return
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, leave=False, dynamic_ncols=True)
+            scaled = self._unit == "B"
+            self._bar = tqdm(total=total, unit=self._unit, unit_scale=scaled, leave=False, dynamic_ncols=True)
+        self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:

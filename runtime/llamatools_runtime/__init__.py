@@ -10,17 +10,20 @@ from .generation import Timing, generate
 from .layers import Parting, part
 from .load import load
 from .model import Cache, Model, forward
-from .quality import Quality, measure
+from .quality import CONTEXT, Quality, measure
+from .quality_page import Names, write_page
 from .running import RunReport, run
 from .sampling import Sampler
 from .tolerance import Tolerance
 from .weights import Matrix, matmul
 
 __all__ = [
+    "CONTEXT",
     "Cache",
     "Comparison",
     "Matrix",
     "Model",
+    "Names",
     "Parting",
     "Quality",
     "RunReport",
@@ -35,4 +38,5 @@ __all__ = [
     "measure",
     "part",
     "run",
+    "write_page",
 ]
