@@ -81,7 +81,12 @@ TensorTypes = Annotated[
 Pure = Annotated[bool, typer.Option("--pure", help="Give every matrix the recipe's main type.")]
 OutputType = Annotated[str | None, typer.Option("--output-type", metavar="TYPE", help="Of output.weight.")]
 EmbeddingType = Annotated[str | None, typer.Option("--embedding-type", metavar="TYPE", help="Of token_embd.weight.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Rows that do not divide into blocks are an error.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Rows that do not divide into blocks, and a file's idle rules, are errors.")
+]
+PrintRecipe = Annotated[
+    bool, typer.Option("--print-recipe", help="Print the rules, in the form of a recipe file; write nothing.")
+]
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write what was lost in each tensor as JSON.")
 ]
@@ -146,6 +151,7 @@ def convert(
     output_type: OutputType = None,
     embedding_type: EmbeddingType = None,
     strict: Strict = False,
+    print_recipe: PrintRecipe = False,
     report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
@@ -155,16 +161,27 @@ def convert(
     of a set. Only --align, --split-size, --threads, --dry-run, --force, --name, --set and --json are for it.
     The options from --imatrix to --report are those of quantize, for a recipe as --dtype.
     """
-    from .conversion import DTYPES
+    from .conversion import DTYPES, recipe_of
     from .conversion import convert as convert_checkpoint
 
+    if dtype.lower() in DTYPES:
+        dtype = dtype.lower()
+        for option, is_given in (("--report", report), ("--print-recipe", print_recipe)):
+            if is_given:
+                raise UsageError(f"{dtype} is no recipe, which it needs", where=option, todo="Name one with --dtype")
     options = _meta_options(tokenizer, pad_vocab, instruct, chat_template, (context, rope_theta, rope_factor, norm_eps))
-    _check_report(report)
+    quantizing = _quantize_options(imatrix, rounding, tensor_types, pure, output_type, embedding_type, strict, False)
+    keys = _pairs(settings or [])
+    if print_recipe:
+        rules = recipe_of(source, dtype, options=quantizing, checkpoint_options=options, settings=keys)
+        print(rules.text(), end="")
+        return
+    _check_report(report, dest)
     with _Bar() as bar:
         done = convert_checkpoint(
             source,
             dest,
-            dtype=dtype.lower() if dtype.lower() in DTYPES else dtype,
+            dtype=dtype,
             alignment=align,
             split_size=None if split_size is None else _nbytes(split_size),
             threads=threads,
@@ -172,11 +189,9 @@ def convert(
             force=force,
             options=options,
             name=name,
-            settings=_pairs(settings or []),
+            settings=keys,
             verify=verify,
-            quantizing=_quantize_options(
-                imatrix, rounding, tensor_types, pure, output_type, embedding_type, strict, False
-            ),
+            quantizing=quantizing,
             on_progress=bar,
         )
     _write_report(done, report)
@@ -198,13 +213,15 @@ def quantize(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize quantized weights again, though that adds to the loss.")
     ] = False,
-    print_recipe: Annotated[
-        bool, typer.Option("--print-recipe", help="Print the rules, in the form of a recipe file; write nothing.")
-    ] = False,
+    print_recipe: PrintRecipe = False,
     align: Annotated[int | None, typer.Option(help="Alignment of every tensor; the source's by default.")] = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     force: Force = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify-source", help="Hold the weights read against the SHA-256 that llamatools stored."),
+    ] = False,
     report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
@@ -217,10 +234,10 @@ def quantize(
     options = _quantize_options(
         imatrix, rounding, tensor_types, pure, output_type, embedding_type, strict, allow_requantize
     )
-    _check_report(report)
     if print_recipe:
         print(conversion.recipe_of(source, recipe, options=options).text(), end="")
         return
+    _check_report(report, dest)
     with _Bar() as bar:
         done = conversion.quantize(
             source,
@@ -231,6 +248,7 @@ def quantize(
             threads=threads,
             dry_run=dry_run,
             force=force,
+            verify=verify,
             on_progress=bar,
         )
     _write_report(done, report)
@@ -626,19 +644,18 @@ def _nbytes(text: str) -> int:
     return int(number) * SIZES[unit]
 
 
-def _check_report(path: Path | None) -> None:
+def _check_report(path: Path | None, model: Path) -> None:
     if path is not None:
-        from .draft import check_destination
+        from .reports import check_report
 
-        check_destination(path, (), force=True)
+        check_report(path, model)
 
 
 def _write_report(done: Conversion, path: Path | None) -> None:
     if path is not None:
-        from . import reports
+        from .reports import write_report
 
-        with in_file(path):
-            path.write_text(json.dumps(reports.as_json(done), indent=2) + "\n")
+        write_report(done, path)
 
 
 def _pairs(settings: list[str]) -> dict[str, str]:

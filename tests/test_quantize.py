@@ -549,6 +549,52 @@ def test_command_line(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "r.gguf").read_bytes() == (tmp_path / "named.gguf").read_bytes()
 
 
+def test_the_recipe_of_one_pass_is_printed(tiny_llama: Path, tmp_path: Path) -> None:
+    asked = ("--tensor-type", "ffn_up=q8_0", "--pure")
+    printed = run("convert", FIXTURE, tmp_path / "q.gguf", "--dtype", "Q4_0", *asked, "--context", 64, "--print-recipe")
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout == run("quantize", tiny_llama, "x", "Q4_0", *asked, "--print-recipe").stdout
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "recipe").write_text(printed.stdout)
+    named, file = tmp_path / "named.gguf", tmp_path / "file.gguf"
+    for path, recipe, how in ((named, "Q4_0", asked), (file, tmp_path / "recipe", ["--strict"])):
+        done = run("convert", FIXTURE, path, "--dtype", recipe, *how, "--context", 64)
+        assert done.returncode == 0, done.stderr
+    assert digest(named) == digest(file)
+
+
+@pytest.mark.parametrize("option", [["--report", "r.json"], ["--print-recipe"]])
+@pytest.mark.parametrize("dtype", ["auto", "F16"])
+def test_without_a_recipe_there_is_nothing_to_report(tmp_path: Path, dtype: str, option: list[str]) -> None:
+    done = run("convert", FIXTURE, "q.gguf", "--dtype", dtype, "--context", 64, *option, cwd=tmp_path)
+    assert done.returncode == 2
+    said = f"{option[0]}: {dtype.lower()} is no recipe, which it needs. Name one with --dtype\n"
+    assert done.stderr == said
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_report_never_replaces_a_model(source: Path, tmp_path: Path) -> None:
+    before = source.read_bytes()
+    for report, said in ((source, "is there already and is no report"), (tmp_path / "q.gguf", "is both the model and")):
+        done = run("quantize", source, tmp_path / "q.gguf", "q4_0", "--report", report, "--force")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert said in done.stderr
+    assert os.listdir(tmp_path) == []
+    assert source.read_bytes() == before
+
+
+def test_a_damaged_source_is_refused_when_asked(source: Path, tmp_path: Path) -> None:
+    llamatools.convert(source, tmp_path / "whole.gguf")
+    sound = run("quantize", tmp_path / "whole.gguf", tmp_path / "q.gguf", "q8_0", "--verify-source")
+    assert sound.returncode == 0
+    assert "verified  21 of 21 tensors: SHA-256 as stored" in sound.stderr.splitlines()
+    path = damaged(tmp_path / "whole.gguf", tmp_path / "damaged.gguf", "blk.0.attn_q.weight")
+    done = run("quantize", path, tmp_path / "no.gguf", "q8_0", "--verify-source")
+    assert done.returncode == 3
+    assert "damaged.gguf: tensor 'blk.0.attn_q.weight': its bytes have the SHA-256" in done.stderr
+    assert not (tmp_path / "no.gguf").exists()
+
+
 def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path) -> None:
     done = run(
         "quantize", source, tmp_path / "q.gguf", "q4_0",
