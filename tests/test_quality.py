@@ -168,7 +168,7 @@ def test_json_and_lines(sound, rounded, text):
 
 
 def test_a_text_that_is_too_short_is_refused(sound, tmp_path):
-    (tmp_path / "short.txt").write_text("the")
+    (tmp_path / "short.txt").write_text("the\n")  # the line end is no token
     with pytest.raises(UsageError, match=r"short\.txt: 2 tokens, but chunks of 64 need at least two, 128 tokens"):
         measure(sound, tmp_path / "short.txt", context=64)
 
@@ -206,6 +206,17 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path, sound, text):
     other = llamatools.open(write_gguf(tmp_path / "other.gguf", random_weights(TINY), TINY))
     with pytest.raises(UsageError, match=r"f32\.gguf: a vocabulary of 512 tokens, but 300 in .*other\.gguf\. Probab"):
         measure(sound, text, context=CONTEXT, against=other)
+
+
+def test_a_model_that_computes_nan_is_named(tmp_path, sound, text):
+    tensors = llamatools.open(FIXTURE, OPTIONS).tensors
+    weights = {name: read_floats(tensor, 0, tensor.n_rows).reshape(tensor.shape) for name, tensor in tensors.items()}
+    weights["layers.1.attention.wo.weight"][0, 0] = np.nan
+    hparams = llamatools.inspect(sound).hparams
+    path = write_gguf(tmp_path / "nan.gguf", weights, hparams, tokenizer=FIXTURE / "tokenizer.model")
+    for model, against in ((path, sound), (sound, path)):
+        with pytest.raises(FormatError, match=r"nan\.gguf: layer 1: NaN or infinity first appears here"):
+            measure(model, text, context=CONTEXT, against=llamatools.open(against))
 
 
 def test_a_model_without_a_vocabulary_is_refused(tmp_path, text):
