@@ -15,7 +15,7 @@ WIDTH = 80
 
 HEAD = """# Command line
 
-Made from `llamatools/cli.py` by `make docs`; do not edit.
+Made from `llamatools/cli/` by `make docs`; do not edit.
 
 Data go to stdout, progress and prose to stderr; `--json` turns the data into one JSON object, in a schema that only
 grows. Exit codes are [listed apart](exit-codes.md). An argument that begins with a dash goes after `--`.

@@ -21,7 +21,7 @@ from test_docs import examples
 
 import llamatools
 from llamatools import MetaOptions, Overrides, plan
-from llamatools.cli import _nbytes
+from llamatools.cli.convert_command import _nbytes
 from llamatools.draft import Drafts
 from llamatools.errors import FormatError, SpaceError, UnsupportedError, UsageError
 from llamatools.provenance import recorded_digests

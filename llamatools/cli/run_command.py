@@ -1,0 +1,142 @@
+"""`llamatools run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import EXIT_FINDINGS, UsageError
+from .options import Json, meta_options
+from .printing import Bar, print_json, print_report, print_text
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..formats.meta import MetaOptions
+
+
+def run(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The GGUF file to run.")],
+    prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.", min=0)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 samples as trained.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 is all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling; the same seed gives the same text.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Compare with this Meta checkpoint, computed in float32 by torch. With --perplexity or --layers, "
+            "with this Meta checkpoint or GGUF file.",
+        ),
+    ] = None,
+    perplexity: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure how well the model foretells this text, as llama-perplexity does."),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Of --perplexity: tokens of a chunk. [default: 512]")] = None,
+    chunks: Annotated[int | None, typer.Option(help="Of --perplexity: how many are read; all by default.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Of --perplexity: write it as a page for a browser.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --html if it exists.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Of --against: tell in which layer and matrix the two part, and why.")
+    ] = False,
+    tokenizer: Annotated[Path | None, typer.Option(help="The checkpoint's tokenizer.model, if elsewhere.")] = None,
+    rope_theta: Annotated[float | None, typer.Option(help="Of the checkpoint, as it was stated to convert.")] = None,
+    rope_factor: Annotated[float | None, typer.Option(help="Of the checkpoint, likewise.")] = None,
+    norm_eps: Annotated[float | None, typer.Option(help="Of the checkpoint, likewise.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a GGUF file from its mapping, or prove it right. --against compares it with what the original computes."""
+    import llamatools_runtime as runtime
+
+    _check_run_options(perplexity, against, layers, {"--context": context, "--chunks": chunks, "--html": html})
+    options = meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
+    if perplexity is not None:
+        _measure(model, perplexity, against, options, context, chunks, html, force, as_json)
+        return
+    if layers and against is not None:
+        parting = runtime.part(model, _opened(against, options), prompt=prompt or None)
+        print_report(parting, as_json)
+        if not parting.same:
+            raise typer.Exit(EXIT_FINDINGS)
+        return
+    if against is None:
+        report = runtime.run(
+            model,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            on_text=None if as_json else print_text,
+        )
+        if as_json:
+            print_json(report.as_dict())
+        else:
+            print()
+        for line in report.lines():
+            print(line, file=sys.stderr)
+        return
+    comparison = runtime.compare(model, _opened(against, options), prompt=prompt or None, tokenizer=tokenizer)
+    print_report(comparison, as_json)
+    if not comparison.passed:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+def _check_run_options(
+    perplexity: Path | None, against: Path | None, layers: bool, of_perplexity: dict[str, object]
+) -> None:
+    given = [name for name, value in of_perplexity.items() if value is not None]
+    if perplexity is None and given:
+        raise UsageError("it is an option of --perplexity, which is not given", where=given[0])
+    if layers and (against is None or perplexity is not None):
+        raise UsageError("it needs --against, and goes without --perplexity", where="--layers")
+
+
+def _measure(
+    model: Path,
+    text: Path,
+    against: Path | None,
+    options: MetaOptions,
+    context: int | None,
+    chunks: int | None,
+    html: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    import llamatools_runtime as runtime
+
+    if html is not None:  # known now, and not after hours
+        from ..draft import check_destination
+
+        check_destination(html, (), force=force)
+    with Bar("chunk") as bar:
+
+        def on_chunk(done: int, total: int, so_far: runtime.Quality) -> None:
+            bar(done, total, f"perplexity {so_far.perplexity:.3f}")
+
+        quality = runtime.measure(
+            model,
+            text,
+            context=context or runtime.CONTEXT,
+            chunks=chunks,
+            against=None if against is None else _opened(against, options),
+            on_chunk=on_chunk,
+        )
+    print_report(quality, as_json)
+    if html is not None:
+        names = runtime.Names(str(model), str(text), None if against is None else str(against))
+        runtime.write_page(quality, names, html, force=force)
+
+
+def _opened(path: Path, options: MetaOptions) -> Checkpoint:
+    from ..recognise import open as open_checkpoint
+
+    return open_checkpoint(path, options)
