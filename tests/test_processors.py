@@ -59,7 +59,7 @@ def test_every_tier_writes_the_same_bytes() -> None:
 
 def test_an_unknown_tier_is_an_error() -> None:
     result = child("-c", "import llamatools.dtypes.simd", LLAMATOOLS_SIMD="mmx")
-    assert "LLAMATOOLS_SIMD=mmx: unknown tier. Known are avx512, avx2, sse2" in result.stderr
+    assert "LLAMATOOLS_SIMD=mmx: unknown tier. Known are vnni, avx512, avx2, sse2" in result.stderr
 
 
 def test_a_tier_of_another_kind_of_processor_is_an_error() -> None:

@@ -43,7 +43,7 @@ def test_matmul_is_the_product_with_the_decoded_matrix(tmp_path, dtype, n_tokens
     expected = x.astype(np.float64) @ decoded.astype(np.float64).T
 
     matrix = map_weights(layout_of(tmp_path / "w", dtype, (n_out, n_in), blocks.tobytes()))["w"]
-    found = matmul(matrix, x)
+    found = matmul(matrix, x, float32=True)
 
     assert found.dtype == np.float32
     bound = 1e-6 * (np.abs(x) @ np.abs(decoded.astype(np.float64)).T)

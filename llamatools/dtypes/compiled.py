@@ -59,6 +59,11 @@ class Kernel:
         if function(*flat):
             raise RuntimeError(f"{self.module}.{self.name} failed")
 
+    def address(self, types: Types) -> int:
+        """Where the machine code for these types is, for kernels that call it: see runtime's kernels/atomics.py."""
+        function = self._loaded.get(types) or self._load(types)
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+
     def _load(self, types: Types) -> Any:
         with _compiling:
             if types not in self._loaded:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +50,27 @@ class Matrix:
         return np.ravel(self.rows(0, 1))
 
 
-def matmul(matrix: Matrix, x: Floats) -> Floats:
-    """x times the matrix's transpose: (n_tokens, n_in) -> (n_tokens, n_out), accumulated in float32.
+def matmul(matrix: Matrix, x: Floats, *, float32: bool = False) -> Floats:
+    """x times the matrix's transpose: (n_tokens, n_in) -> (n_tokens, n_out), see `matmuls`."""
+    return matmuls([matrix], x, float32=float32)[0]
+
+
+def matmuls(matrices: Sequence[Matrix], x: Floats, *, float32: bool = False) -> list[Floats]:
+    """x times each matrix's transpose: (n_tokens, n_in) -> (n_tokens, n_out) each.
+
+    Quantized rows are multiplied by x in eight bits (see docs/kernels.md), in whole numbers but for the scales; x is
+    quantized once for all matrices. Where a dtype has no such kernel, and everywhere if float32 is set, rows are
+    decoded instead and x is left as it is.
+    """
+    from .kernels.products import has_kernel, products  # here, since it imports Numba
+
+    in_place = [matrix for matrix in matrices if not float32 and has_kernel(matrix.dtype)]
+    results = iter(products(in_place, x) if in_place else [])
+    return [next(results) if matrix in in_place else _decoded_matmul(matrix, x) for matrix in matrices]
+
+
+def _decoded_matmul(matrix: Matrix, x: Floats) -> Floats:
+    """The product in float32.
 
     An F32 matrix is multiplied straight from the mapping; rows of any other dtype are decoded, a bounded number at a
     time, and used for all tokens while they are in the cache.

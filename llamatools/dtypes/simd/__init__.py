@@ -10,6 +10,7 @@ Importing this package imports Numba, which takes a moment: only modules of kern
 
 from __future__ import annotations
 
+from .dot import bytes_twice, dot, dot_tokens, dot_two, joined, load_columns, lookup_bytes, spread
 from .functions import (
     bitcast,
     bits_of,
@@ -19,6 +20,7 @@ from .functions import (
     mask_of,
     maximum,
     minimum,
+    reduce_add,
     reduce_max,
     reduce_min,
     rint,
@@ -27,19 +29,25 @@ from .functions import (
     splat,
     sqrt,
 )
-from .half import float_to_half, half_to_float, load_half, store_half
+from .half import float_to_half, half_to_float, load_half, load_halves, store_half
 from .kernel import inlined, kernel
-from .memory import load, load_transposed, scratch, store
+from .memory import address_of, array_at, load, load_transposed, prefetch, scratch, store
 from .targets import apply_forced_target
 from .vectors import (
     LANE,
+    F32x4,
     F32x16,
     I8x16,
+    I8x64,
+    I32x4,
     I32x16,
     I64x16,
     Mask16,
     U8x16,
+    U8x32,
+    U8x64,
     U16x16,
+    U32x4,
     U32x16,
     Vector,
     VectorConstant,
@@ -47,31 +55,49 @@ from .vectors import (
 
 __all__ = [
     "LANE",
+    "F32x4",
     "F32x16",
     "I8x16",
+    "I8x64",
+    "I32x4",
     "I32x16",
     "I64x16",
     "Mask16",
     "U8x16",
+    "U8x32",
+    "U8x64",
     "U16x16",
+    "U32x4",
     "U32x16",
     "Vector",
     "VectorConstant",
+    "address_of",
+    "array_at",
     "bitcast",
     "bits_of",
+    "bytes_twice",
     "clamp",
     "convert",
+    "dot",
+    "dot_tokens",
+    "dot_two",
     "float_to_half",
     "half_to_float",
     "inlined",
+    "joined",
     "kernel",
     "load",
+    "load_columns",
     "load_half",
+    "load_halves",
     "load_transposed",
     "lookup",
+    "lookup_bytes",
     "mask_of",
     "maximum",
     "minimum",
+    "prefetch",
+    "reduce_add",
     "reduce_max",
     "reduce_min",
     "rint",
@@ -79,6 +105,7 @@ __all__ = [
     "scratch",
     "select",
     "splat",
+    "spread",
     "sqrt",
     "store",
     "store_half",

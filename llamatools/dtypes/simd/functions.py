@@ -178,14 +178,14 @@ def _lookup_avx512(builder: ir.IRBuilder, table: ir.Value, index: ir.Value) -> i
 def _lookup_avx2(builder: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
     """Both halves of the table by the low three bits, then a choice by the fourth."""
     halves = []
-    for part in range(2):
-        wanted = _part(builder, index, part, 8)
+    for half in range(2):
+        wanted = part(builder, index, half, 8)
         low, high = (
-            call(builder, "llvm.x86.avx2.permps", ir.VectorType(ir.FloatType(), 8), _part(builder, table, k, 8), wanted)
+            call(builder, "llvm.x86.avx2.permps", ir.VectorType(ir.FloatType(), 8), part(builder, table, k, 8), wanted)
             for k in range(2)
         )
         halves.append(builder.select(_bit_is_set(builder, wanted, 8), high, low))
-    return _joined(builder, halves)
+    return joined_all(builder, halves)
 
 
 def _lookup_neon(builder: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
@@ -194,12 +194,12 @@ def _lookup_neon(builder: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.
     first = builder.mul(builder.and_(index, filled(I32x16, 15)), filled(I32x16, 0x04040404))
     each = builder.bitcast(builder.add(first, filled(I32x16, 0x03020100)), ir.VectorType(ir.IntType(8), 64))
     as_bytes = builder.bitcast(table, each.type)
-    quarters = [_part(builder, as_bytes, k, 16) for k in range(4)]
+    quarters = [part(builder, as_bytes, k, 16) for k in range(4)]
     found = [
-        call(builder, "llvm.aarch64.neon.tbl4.v16i8", sixteen_bytes, *quarters, _part(builder, each, k, 16))
+        call(builder, "llvm.aarch64.neon.tbl4.v16i8", sixteen_bytes, *quarters, part(builder, each, k, 16))
         for k in range(4)
     ]
-    return builder.bitcast(_joined(builder, found), table.type)
+    return builder.bitcast(joined_all(builder, found), table.type)
 
 
 def _lookup_generic(builder: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
@@ -218,14 +218,14 @@ def _bit_is_set(builder: ir.IRBuilder, value: ir.Value, bit: int) -> ir.Value:
     )
 
 
-def _part(builder: ir.IRBuilder, value: ir.Value, part: int, lanes: int) -> ir.Value:
-    """The part-th run of `lanes` lanes."""
-    which = ir.Constant(ir.VectorType(INDEX, lanes), [part * lanes + k for k in range(lanes)])
+def part(builder: ir.IRBuilder, value: ir.Value, n: int, lanes: int) -> ir.Value:
+    """LLVM: the n-th run of `lanes` lanes."""
+    which = ir.Constant(ir.VectorType(INDEX, lanes), [n * lanes + k for k in range(lanes)])
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), which)
 
 
-def _joined(builder: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
-    """The lanes of a power of two of equal vectors, one after the other."""
+def joined_all(builder: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
+    """LLVM: the lanes of a power of two of equal vectors, one after the other."""
     while len(parts) > 1:
         lanes = 2 * parts[0].type.count
         which = ir.Constant(ir.VectorType(INDEX, lanes), list(range(lanes)))
@@ -241,7 +241,7 @@ def _reduce(sign: str, x: Any) -> Any:
         value, lanes = args[0], x.lanes
         while lanes > 1:
             lanes //= 2
-            low, high = _part(builder, value, 0, lanes), _part(builder, value, 1, lanes)
+            low, high = part(builder, value, 0, lanes), part(builder, value, 1, lanes)
             value = builder.select(compare(builder, x, sign, low, high), low, high)
         return builder.extract_element(value, ir.Constant(INDEX, 0))
 
@@ -258,6 +258,23 @@ def reduce_min(typing: Any, x: Any) -> Any:
 def reduce_max(typing: Any, x: Any) -> Any:
     """The greatest lane. Of zeros of both signs, any."""
     return _reduce(">", x)
+
+
+@intrinsic
+def reduce_add(typing: Any, x: Any) -> Any:
+    """The sum of the lanes: halves are added to each other until one number is left, in this order everywhere."""
+    if not isinstance(x, Vector):
+        return None
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        value, lanes = args[0], x.lanes
+        while lanes > 1:
+            lanes //= 2
+            low, high = part(builder, value, 0, lanes), part(builder, value, 1, lanes)
+            value = (builder.fadd if x.is_float else builder.add)(low, high)
+        return builder.extract_element(value, ir.Constant(INDEX, 0))
+
+    return x.element(x), lower
 
 
 @intrinsic

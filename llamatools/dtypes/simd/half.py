@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from .memory import address, load_unaligned, store_unaligned
 from .targets import features
-from .vectors import F32x16, U16x16
+from .vectors import INDEX, F32x4, F32x16, U16x16
 
 I16, I32, F16, F32 = ir.IntType(16), ir.IntType(32), ir.HalfType(), ir.FloatType()
 
@@ -125,6 +125,20 @@ def load_half(typing: Any, array: Any, index: Any) -> Any:
         return widened(builder, load_unaligned(builder, address(context, builder, array, args[0], args[1], I16)))
 
     return types.float32(array, types.intp), lower
+
+
+@intrinsic
+def load_halves(typing: Any, array: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The float16 that begin at array[a], [b], [c] and [d], as an F32x4."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        four = ir.Constant(ir.VectorType(I16, 4), ir.Undefined)
+        for k, index in enumerate(args[1:]):
+            half = load_unaligned(builder, address(context, builder, array, args[0], index, I16))
+            four = builder.insert_element(four, half, ir.Constant(INDEX, k))
+        return widened(builder, four)
+
+    return F32x4(array, *(types.intp,) * 4), lower
 
 
 @intrinsic

@@ -10,8 +10,9 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba.core import errors, types
+from numba.core import cgutils, errors, types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.np.arrayobj import make_array, populate_array
 
 from .vectors import INDEX, F32x16, I64x16, Vector
 
@@ -30,6 +31,50 @@ def load_unaligned(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
 
 def store_unaligned(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
     builder.store(value, pointer).align = 1
+
+
+@intrinsic
+def array_at(typing: Any, vector: Any, where: Any) -> Any:
+    """array_at(F32x16, address): an array, of no known length, of the vector's lane type, at an address in memory."""
+    kind = types.Array(vector.instance_type.element, 1, "C")
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        array = make_array(kind)(context, builder)
+        zero, size = ir.Constant(ir.IntType(64), 0), ir.Constant(ir.IntType(64), kind.dtype.bitwidth // 8)
+        data = builder.inttoptr(args[1], array.data.type)
+        populate_array(array, data=data, shape=[zero], strides=[size], itemsize=size, meminfo=None)
+        return array._getvalue()
+
+    return kind(vector, types.intp), lower
+
+
+@intrinsic
+def address_of(typing: Any, array: Any) -> Any:
+    """The address of an array's first item."""
+    if not isinstance(array, types.Array):
+        return None
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.ptrtoint(context.make_array(array)(context, builder, args[0]).data, ir.IntType(64))
+
+    return types.intp(array), lower
+
+
+@intrinsic
+def prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """prefetch(array, index): asks for the cache line of array[index], which need not be in the array."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = address(context, builder, array, args[0], args[1], ir.IntType(8))
+        flags = [ir.Constant(INDEX, flag) for flag in (0, 3, 1)]  # to read; into every cache; data
+        kinds = [pointer.type, *(flag.type for flag in flags)]
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0"
+        )
+        builder.call(function, [pointer, *flags])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), lower
 
 
 @intrinsic

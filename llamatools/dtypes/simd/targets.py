@@ -20,7 +20,7 @@ from ...errors import UsageError
 VARIABLE = "LLAMATOOLS_SIMD"
 
 # tier of x86-64: LLVM's name of a processor that has it and nothing better
-TIERS = {"avx512": "skylake-avx512", "avx2": "haswell", "sse2": "x86-64"}
+TIERS = {"vnni": "cascadelake", "avx512": "skylake-avx512", "avx2": "haswell", "sse2": "x86-64"}
 
 
 def apply_forced_target() -> None:
@@ -63,15 +63,28 @@ _PROBES = {
         "define <64 x i8> @{0}(<64 x i8> %a, <64 x i8> %b) {{ %r = add <64 x i8> %a, %b\n ret <64 x i8> %r }}",
         "vpaddb.*zmm",
     ),
+    "vnni": (
+        "define i32 @{0}(<64 x i8> %a, <64 x i8> %b) {{ %x = zext <64 x i8> %a to <64 x i32>\n "
+        "%y = sext <64 x i8> %b to <64 x i32>\n %p = mul <64 x i32> %x, %y\n "
+        "%r = call i32 @llvm.vector.reduce.add.v64i32(<64 x i32> %p)\n ret i32 %r }}",
+        "vpdpbusd.*zmm",
+    ),
+    "sdot": (
+        "define i32 @{0}(<16 x i8> %a, <16 x i8> %b) {{ %x = sext <16 x i8> %a to <16 x i32>\n "
+        "%y = sext <16 x i8> %b to <16 x i32>\n %p = mul <16 x i32> %x, %y\n "
+        "%r = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %p)\n ret i32 %r }}",
+        r"\tsdot\t",
+    ),
 }
+_DECLARATIONS = "\n".join(f"declare i32 @llvm.vector.reduce.add.v{n}i32(<{n} x i32>)" for n in (16, 64))
 
 
 @cache
 def features() -> frozenset[str]:
-    """What the target can do: of half, avx2, avx512, neon. Asked while compiling only; takes some 10 ms once."""
+    """What the target can do: of half, avx2, avx512, vnni, neon, sdot. Asked while compiling; takes 10 ms once."""
     triple, processor, flags = target()
     probes = "\n".join(code.format(f"probe_{name}") for name, (code, _) in _PROBES.items())
-    module = llvm.parse_assembly(f'target triple = "{triple}"\n{probes}\n')
+    module = llvm.parse_assembly(f'target triple = "{triple}"\n{probes}\n{_DECLARATIONS}\n')
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, features=flags, opt=3)
     labels = re.split(r"^_?probe_(\w+):", machine.emit_assembly(module), flags=re.MULTILINE)
     bodies = dict(zip(labels[1::2], labels[2::2], strict=True))

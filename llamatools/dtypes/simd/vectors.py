@@ -60,6 +60,12 @@ U32x16 = Vector("U32x16", types.uint32, 16)
 U16x16 = Vector("U16x16", types.uint16, 16)
 I8x16 = Vector("I8x16", types.int8, 16)
 U8x16 = Vector("U8x16", types.uint8, 16)
+F32x4 = Vector("F32x4", types.float32, 4)
+I32x4 = Vector("I32x4", types.int32, 4)
+U32x4 = Vector("U32x4", types.uint32, 4)
+U8x32 = Vector("U8x32", types.uint8, 32)
+U8x64 = Vector("U8x64", types.uint8, 64)  # sixteen groups of four bytes, whose dot products fill an I32x16
+I8x64 = Vector("I8x64", types.int8, 64)
 Mask16 = Vector("Mask16", types.boolean, 16)
 
 

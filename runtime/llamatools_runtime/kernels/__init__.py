@@ -1,0 +1,1 @@
+"""Products of quantized matrices as they lie in the file, and the threads that compute them. See docs/kernels.md."""

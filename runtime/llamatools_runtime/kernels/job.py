@@ -1,0 +1,29 @@
+"""What a kernel is told: a record of integers, most of them addresses, that a kernel reads by the names below.
+
+A kernel is called with the address of its job and a range of rows, `kernel(job, start, stop)`, from threads that hold
+no lock of Python's. It can therefore take no arrays; `array_at` makes one of an address.
+"""
+
+from __future__ import annotations
+
+FUNCTION = 0  # address of the kernel
+N_ROWS = 1  # rows of the matrix; tokens, where activations are quantized
+GRAIN = 2  # rows that a thread takes at a time
+N_CHUNKS = 3  # N_ROWS / GRAIN, rounded up
+
+BLOCKS = 4  # the matrix, (n_rows, n_in) as its dtype stores it
+N_IN = 5  # columns
+X = 6  # float32 (n_tokens, n_in)
+N_TOKENS = 7
+Y = 8  # float32, where row 0 of token 0 goes
+Y_STRIDE = 9  # floats from a token's results to the next token's
+
+# Activations in eight bits, see activations.py; n_padded is n_tokens, rounded up to what is computed at once.
+N_PADDED = 10
+CODES = 11  # int8 (n_in / 32, n_padded, 32)
+SCALES = 12  # float32 (n_in / 32, n_padded)
+SUMS = 13  # float32 (n_in / 32, n_padded), of the codes
+FIRST_SUMS = 14  # float32 (n_in / 32, n_padded), of the first sixteen codes of each
+PARTIAL_SUMS = 15  # of a single token: int32 (n_in / 8,) where blocks are of 32, (n_in / 16,) where they are of 256
+
+N_FIELDS = 16
