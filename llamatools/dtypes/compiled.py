@@ -13,14 +13,12 @@ folder, whichever can be written first.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -133,7 +131,7 @@ def _kept(module: str, name: str, types: Types) -> tuple[str, bytes] | None:
     for folder in _folders(module):
         with suppress(OSError):
             digest, _, rest = (folder / file_name).read_bytes().partition(b"\n")
-            if digest.decode("ascii", "replace") == hashlib.sha256(rest).hexdigest():
+            if digest.decode("ascii", "replace") == _sha256(rest):
                 symbol, _, machine_code = rest.partition(b"\n")
                 return symbol.decode(), machine_code
     return None
@@ -142,7 +140,7 @@ def _kept(module: str, name: str, types: Types) -> tuple[str, bytes] | None:
 def _keep(path: Path, symbol: str, machine_code: bytes) -> None:
     rest = symbol.encode() + b"\n" + machine_code
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
+    part.write_bytes(_sha256(rest).encode() + b"\n" + rest)
     part.replace(path)
     kernel, sources, _, _ = path.name.rsplit(".", 3)
     for other in path.parent.glob(f"{kernel}.*.o"):
@@ -166,22 +164,27 @@ def _folder_of(module: str) -> Path:
 @cache
 def _sources(folder: Path) -> str:
     """A digest of everything that a kernel of a module in `folder` may be made of."""
-    digest = hashlib.sha256()
     own = Path(__file__).parent
-    for path in sorted({*own.rglob("*.py"), *folder.glob("*.py")}):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return _sha256(b"".join(path.read_bytes() for path in sorted({*own.rglob("*.py"), *folder.glob("*.py")})))[:16]
 
 
 @cache
 def _processor() -> str:
     """A digest of what decides about machine code besides its source: processor, compiler and what overrides them."""
+    from importlib.metadata import version
+
     import llvmlite.binding as llvm
 
     forced = [os.environ.get(name) for name in ("LLAMATOOLS_SIMD", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     host = (llvm.get_default_triple(), llvm.get_host_cpu_name(), sorted(llvm.get_host_cpu_features().items()))
     facts = (host, forced, version("numba"), version("llvmlite"))
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return _sha256(repr(facts).encode())[:16]
+
+
+def _sha256(data: bytes) -> str:
+    from hashlib import sha256  # which takes longer to import than looking at a file takes, and has no use there
+
+    return sha256(data).hexdigest()
 
 
 def _folders(module: str) -> Iterator[Path]:

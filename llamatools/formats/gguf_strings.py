@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..metadata import Strings
 from .window import Window
 
-PIECE = 64 << 10  # bytes searched at once: the masks made of them stay in cache, and malloc keeps their memory
+PIECE = 128 << 10  # bytes searched at once: the masks made of them stay in cache, and malloc keeps their memory
 FEW = 64  # strings that are walked as fast as searched for
 WALKED = 4096  # strings walked where a search found few: a file made to defeat the search costs little more
 
