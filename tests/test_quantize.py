@@ -634,7 +634,7 @@ def test_an_interruption_leaves_nothing(source: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("recipe", ["q4_k_m", "iq4_xs"])
+@pytest.mark.parametrize("recipe", FROZEN)
 def test_llama_cpp_loads_and_says_what_run_says(tiny_llama: Path, tmp_path: Path, recipe: str) -> None:
     import llamatools_runtime as runtime
 
