@@ -46,6 +46,9 @@ def run(
     layers: Annotated[
         bool, typer.Option("--layers", help="Of --against: tell in which layer and matrix the two part, and why.")
     ] = False,
+    memory_report: Annotated[
+        bool, typer.Option("--memory-report", help="Tell what running took of memory, time and the disk, and when.")
+    ] = False,
     tokenizer: Annotated[Path | None, typer.Option(help="The checkpoint's tokenizer.model, if elsewhere.")] = None,
     rope_theta: Annotated[float | None, typer.Option(help="Of the checkpoint, as it was stated to convert.")] = None,
     rope_factor: Annotated[float | None, typer.Option(help="Of the checkpoint, likewise.")] = None,
@@ -56,6 +59,8 @@ def run(
     import llamatools_runtime as runtime
 
     _check_run_options(perplexity, against, layers, {"--context": context, "--chunks": chunks, "--html": html})
+    if memory_report and (perplexity is not None or against is not None):
+        raise UsageError("it goes without --perplexity and --against", where="--memory-report")
     options = meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
     if perplexity is not None:
         _measure(model, perplexity, against, options, context, chunks, html, force, as_json)
@@ -67,7 +72,7 @@ def run(
             raise typer.Exit(EXIT_FINDINGS)
         return
     if against is None:
-        report = runtime.run(
+        report = (runtime.report_memory if memory_report else runtime.run)(
             model,
             prompt,
             max_tokens=max_tokens,
@@ -81,6 +86,12 @@ def run(
             print_json(report.as_dict())
         else:
             print()
+        if isinstance(report, runtime.MemoryReport):
+            if not as_json:
+                print()
+                for line in report.lines():
+                    print(line)
+            report = report.run
         for line in report.lines():
             print(line, file=sys.stderr)
         return

@@ -1,14 +1,16 @@
 """A small LLaMA runtime that maps a GGUF file and computes from the mapping.
 
 `run` lets a model write; `measure` tells how well one foretells a text, and how far two are apart; `part` tells where
-they part, and why; `compare` proves that a file computes what its original checkpoint computes. The rest is for reading
-and for building on: `load` gives a `Model`, `forward` its logits. model.py is the page to learn LLaMA from.
+they part, and why; `compare` proves that a file computes what its original checkpoint computes; `report_memory` tells
+what running takes of memory and of the disk. The rest is for reading and for building on: `load` gives a `Model`,
+`forward` its logits. model.py is the page to learn LLaMA from.
 """
 
 from .comparison import Comparison, compare
 from .generation import Timing, generate
 from .layers import Parting, part
 from .load import load
+from .memory_report import MemoryReport, report_memory
 from .model import Cache, Model, forward
 from .quality import CONTEXT, Quality, measure
 from .quality_page import Names, write_page
@@ -22,6 +24,7 @@ __all__ = [
     "Cache",
     "Comparison",
     "Matrix",
+    "MemoryReport",
     "Model",
     "Names",
     "Parting",
@@ -37,6 +40,7 @@ __all__ = [
     "matmul",
     "measure",
     "part",
+    "report_memory",
     "run",
     "write_page",
 ]

@@ -46,15 +46,19 @@ def run(
     top_p: float = 1.0,
     seed: int | None = None,
     on_text: Callable[[str], None] | None = None,
+    on_token: Callable[[int], None] | None = None,
 ) -> RunReport:
     """Lets the model in a GGUF file read `prompt` and write on, by default always with the likeliest token.
 
     It stops at a token that ends the text or a turn, or begins a text, after max_tokens, or at the end of the context.
-    on_text: is given each piece of text as soon as it is there.
+    on_text: is given each piece of text as soon as it is there. on_token: is told how many tokens there are, 0 when the
+    model is mapped.
     Raises as `load`, `Sampler` and `generate`; UnsupportedError for a file without a vocabulary.
     """
     sampler = Sampler(temperature, top_k, top_p, seed)
     model, layout = load(path)
+    if on_token is not None:
+        on_token(0)
     if layout.tokenizer is None:
         raise UnsupportedError("it has no vocabulary to read a prompt with", file=path)
     with in_file(path):
@@ -79,6 +83,8 @@ def run(
 
     for token in tokens():
         new_ids.append(token)
+        if on_token is not None:
+            on_token(len(new_ids))
         show(stream.push(token))
     show(stream.rest())
     return RunReport("".join(pieces), tuple(new_ids), timing)
