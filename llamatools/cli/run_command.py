@@ -57,7 +57,9 @@ def run(
 ) -> None:
     """Run a GGUF file from its mapping, or prove it right. --against compares it with what the original computes."""
     import llamatools_runtime as runtime
+    from llamatools_runtime import guard
 
+    guard.arm()
     _check_run_options(perplexity, against, layers, {"--context": context, "--chunks": chunks, "--html": html})
     if memory_report and (perplexity is not None or against is not None):
         raise UsageError("it goes without --perplexity and --against", where="--memory-report")

@@ -108,15 +108,15 @@ def _add_to_process(symbol: str, machine_code: bytes) -> int:
     """The address of a function after its object file is loaded, for good."""
     import llvmlite.binding as llvm
 
-    engine = _engine()
-    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
-    engine.finalize_object()
-    address: int = engine.get_function_address(symbol)
+    engine().add_object_file(llvm.ObjectFileRef.from_data(machine_code))
+    engine().finalize_object()
+    address: int = engine().get_function_address(symbol)
     return address
 
 
 @cache
-def _engine() -> Any:
+def engine() -> Any:
+    """LLVM's, for functions that are for this processor and for as long as the process lives."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()

@@ -22,6 +22,7 @@ from llamatools.errors import UsageError, in_file
 from llamatools.layout import Layout
 from llamatools.names import gguf_to_meta
 
+from . import guard
 from .fidelity import StoredTensor, stored_tensors
 from .generation import check_prompt
 from .load import load
@@ -179,6 +180,7 @@ def _both(model: Model, oracle: Oracle, ids: Sequence[int]) -> tuple[Floats, Flo
         differences.append(float(np.sqrt(np.mean(np.square(apart)))))
 
     logits = forward(model, np.array(ids, np.int64), Cache.of(model.hparams, len(ids)), on_layer=on_layer)
+    guard.check()
     return logits, oracle.logits(hidden[0]), differences
 
 

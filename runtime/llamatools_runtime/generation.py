@@ -12,6 +12,7 @@ import numpy as np
 from llamatools.dtypes import Floats
 from llamatools.errors import UsageError
 
+from . import guard
 from .model import Cache, Model, forward
 from .sampling import Sampler
 from .weights import Ids
@@ -54,7 +55,8 @@ def generate(
 ) -> Iterator[int]:
     """Yields the ids that follow `prompt`, up to max_tokens, to an end id (not yielded) or to the end of the context.
 
-    timing: is filled in on the way. Raises UsageError for an empty prompt and for one longer than the context.
+    timing: is filled in on the way. Raises UsageError for an empty prompt and for one longer than the context, and
+    FormatError when the model's file changed meanwhile.
     """
     timing = timing or Timing()
     context = model.hparams.max_seq_len
@@ -65,6 +67,7 @@ def generate(
     cache = Cache.of(model.hparams, len(prompt) + max_tokens)
     started = time.perf_counter()
     logits = read_prompt(model, np.array(prompt, np.int64), cache)
+    guard.check()
     timing.n_prompt, timing.prompt_seconds = len(prompt), time.perf_counter() - started
 
     started = time.perf_counter()
@@ -80,6 +83,7 @@ def generate(
             return
         if n + 1 < max_tokens:
             logits = forward(model, np.array([drawn]), cache)
+            guard.check()
     timing.ending = "token limit"
 
 

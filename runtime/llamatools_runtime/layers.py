@@ -22,6 +22,7 @@ from llamatools.errors import UsageError, in_file
 from llamatools.layout import Layout
 from llamatools.names import LAYER_TENSORS
 
+from . import guard
 from .comparison import passage, without_infinities
 from .diagnosis import (
     Cause,
@@ -180,6 +181,7 @@ def _states(model: Model, ids: Ids) -> list[Floats]:
     states = [embed(model, ids)]
     cache = Cache.of(model.hparams, len(ids))
     forward(model, ids, cache, last_only=True, on_layer=lambda _, x: states.append(x.copy()))
+    guard.check()
     return states
 
 

@@ -26,6 +26,7 @@ from llamatools.dtypes import Floats
 from llamatools.errors import FormatError, UnsupportedError, UsageError, in_file
 from llamatools.layout import Layout
 
+from . import guard
 from .generation import BATCH
 from .load import load
 from .model import Cache, Model, forward
@@ -174,7 +175,9 @@ class _Reader:
     def read(self, ids: Ids, *, last_only: bool = False) -> Floats:
         assert self.cache is not None, "begin comes first"
         with in_file(self.path):
-            return forward(self.model, ids, self.cache, last_only=last_only)
+            logits = forward(self.model, ids, self.cache, last_only=last_only)
+        guard.check()
+        return logits
 
 
 def _read(window: Ids, readers: Sequence[_Reader]) -> Iterator[tuple[list[Floats], Ids]]:

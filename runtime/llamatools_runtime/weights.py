@@ -20,6 +20,8 @@ from llamatools.dtypes import Blocks, DType, Floats
 from llamatools.errors import FormatError, UnsupportedError, in_file
 from llamatools.layout import Layout, PlacedTensor
 
+from . import guard
+
 Ids = NDArray[np.int64]  # (n_tokens,)
 
 SCRATCH = 1 << 20  # bytes of float32 that decoded rows may take at a time: what fits a core's cache
@@ -90,9 +92,8 @@ def _decoded_matmul(matrix: Matrix, x: Floats) -> Floats:
 def map_weights(layout: Layout) -> dict[str, Matrix]:
     """Maps the layout's files and gives its tensors by name, as views of the mappings.
 
-    A file must not shrink while a tensor of it is in use: the operating system ends a process that touches a page
-    which is no longer there. Raises FormatError when a file is not what the layout describes any more, and
-    UnsupportedError for a dtype that has no decoder.
+    A file must not change while a tensor of it is in use (guard.py). Raises FormatError when it is not what the layout
+    describes any more, and UnsupportedError for a dtype that has no decoder.
     """
     views: dict[str, Matrix] = {}
     for n, file in enumerate(layout.files):
@@ -121,7 +122,9 @@ def _map(path: Path, size: int) -> mmap.mmap:
             raise FormatError(
                 f"it had {size} bytes when its header was read and has {now} now", todo="It changed while it was opened"
             )
-        return mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+        mapping = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+        guard.watch(mapping, path, opened.fileno())
+        return mapping
 
 
 def _view(mapping: mmap.mmap, tensor: PlacedTensor) -> Matrix:
