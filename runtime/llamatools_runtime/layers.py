@@ -244,7 +244,8 @@ def _of_weights(tensors: Sequence[TensorDifference], explained: set[str]) -> Ite
     """The tensors whose weights are further from the other's than those of their like, and not explained yet."""
     like = defaultdict(list)
     for tensor in tensors:
-        like[tensor.dtypes].append(tensor.weights)
+        if tensor.weights:  # where nothing was rounded, as in a copy, there is nothing to compare with
+            like[tensor.dtypes].append(tensor.weights)
     for tensor in tensors:
         peers = like[tensor.dtypes]
         usual = float(np.median(peers)) if len(peers) >= PEERS else tensor.explained / BAD
