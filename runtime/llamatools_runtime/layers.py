@@ -209,6 +209,9 @@ def _given_the_same(
         apart = relative(a, b)
         return TensorDifference(name, (), apart, apart, EXACT), None
 
+    def product(matrix: Matrix, x: Floats) -> Floats:
+        return matmul(matrix, x, float32=True)  # with x as it is, so that only the weights make a difference
+
     a, b = model.tok_embeddings, other.tok_embeddings
     yield matrix("tok_embeddings", a, b, a.pick(ids), b.pick(ids))
     for n in range(other.hparams.n_layers):
@@ -217,13 +220,13 @@ def _given_the_same(
         for role, name in ROLES.items():
             a, b = getattr(layer, role), getattr(other_layer, role)
             if role in inputs:
-                yield matrix(role, a, b, matmul(a, inputs[role]), matmul(b, inputs[role]))
+                yield matrix(role, a, b, product(a, inputs[role]), product(b, inputs[role]))
             else:
                 yield vector(f"blk.{n}.{name}", a, b)
     yield vector("output_norm.weight", model.norm, other.norm)
     if (model.output, other.output) != (model.tok_embeddings, other.tok_embeddings):
         x = rms_norm(states[-1][-LOGITS:], other.norm, other.hparams.norm_eps)  # (LOGITS, dim)
-        yield matrix("output", model.output, other.output, matmul(model.output, x), matmul(other.output, x))
+        yield matrix("output", model.output, other.output, product(model.output, x), product(other.output, x))
 
 
 def _inputs(layer: Layer, before: Floats, after: Floats, h: Hyperparameters) -> dict[str, Floats]:
