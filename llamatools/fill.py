@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .draft import Draft, Drafts
-from .dtypes import BF16, F16, Blocks, DType, Floats
-from .dtypes.rounding import SAFE_SQUARE, Rounding, sum_of_squares
+from .dtypes import BF16, F16, Blocks, DType, Floats, Weights
+from .dtypes.kernels import sum_of_squares
+from .dtypes.rounding import SAFE_SQUARE, Rounding
 from .errors import FormatError
 from .layout import PlacedTensor
 from .provenance import source_name
@@ -169,18 +170,19 @@ class _Ledger(Witness):
         if self._hash_reads:
             self.digests.setdefault(tensor, hashlib.sha256()).update(blocks.reshape(-1).view(np.uint8).data)
 
-    def encoded(self, values: Floats, blocks: Blocks, dtype: DType, start: int) -> None:
+    def encoded(self, weights: Weights, blocks: Blocks, dtype: DType, start: int) -> None:
         if dtype in (F16, BF16) and dtype.decode:
             kept = dtype.decode(blocks)
-            self.losses.overflows += int(np.count_nonzero(np.isinf(kept) & np.isfinite(values)))
-            self.losses.flushes += int(np.count_nonzero((kept == 0) & (values != 0)))
+            self.losses.overflows += int(np.count_nonzero(np.isinf(kept) & np.isfinite(weights)))
+            self.losses.flushes += int(np.count_nonzero((kept == 0) & (weights != 0)))
         if not self._care.numbers:
             return
-        if dtype.is_quantized and self._care.roundings and dtype.decode:
-            squares = self.rounding.add(values, dtype.decode(blocks), dtype, start)
+        if dtype.is_quantized and self._care.roundings:
+            squares = self.rounding.add(weights, blocks, dtype, start)
         else:
-            squares = sum_of_squares(values)
+            squares = sum_of_squares(weights)
         if not squares <= SAFE_SQUARE:
+            values = _floats(weights)
             self._require_numbers(values, start)
             if dtype.is_quantized and dtype.decode:
                 self._require_room(values, dtype.decode(blocks), dtype, start)
@@ -210,6 +212,10 @@ class _Ledger(Witness):
                 where=f"tensor {self.name!r}",
                 todo="Give it BF16 or F32",
             )
+
+
+def _floats(weights: Weights) -> Floats:
+    return BF16.decode(weights) if weights.dtype == BF16.block and BF16.decode else weights
 
 
 def _first(found: NDArray[Any], start: int) -> tuple[int, int] | None:

@@ -114,12 +114,20 @@ class Strings(Sequence[str]):
     """An array of strings that stay bytes in their buffer until asked for, since a vocabulary has 100,000 of them.
 
     buffer: the bytes; starts, ends: (n,) where each string lies in it. Bytes that are not UTF-8 become surrogates.
+    as_in_gguf: whether buffer is the strings, each after its length, as GGUF has them, and nothing else.
     """
 
-    def __init__(self, buffer: bytes | memoryview, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        buffer: bytes | memoryview,
+        starts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        as_in_gguf: bool = False,
+    ) -> None:
         self.buffer = buffer
         self.starts = starts
         self.ends = ends
+        self.as_in_gguf = as_in_gguf
 
     def __len__(self) -> int:
         return len(self.starts)

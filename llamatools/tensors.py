@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .dtypes import Blocks, DType, Encode, Floats
+from .dtypes import BF16, Blocks, DType, Encode, Floats, Weights
 from .errors import FormatError, UnsupportedError, in_file
 from .strided import StridedRows
 
@@ -31,8 +31,8 @@ class Witness:
     def read(self, tensor: FileTensor, blocks: Blocks) -> None:
         """`blocks` (rows, blocks per row) came from the file of `tensor`."""
 
-    def encoded(self, values: Floats, blocks: Blocks, dtype: DType, start: int) -> None:
-        """`values` (rows, weights per row), of which the first is row `start`, became `blocks` of `dtype`."""
+    def encoded(self, weights: Weights, blocks: Blocks, dtype: DType, start: int) -> None:
+        """`weights` (rows, weights per row), of which the first is row `start`, became `blocks` of `dtype`."""
 
 
 NO_WITNESS = Witness()
@@ -251,7 +251,7 @@ class Replicated(LazyTensor):
 
 
 class Cast(LazyTensor):
-    """A tensor in another dtype: decoded to float32 and encoded again.
+    """A tensor in another dtype: decoded to float32 and encoded again. Quantizing takes BF16 as it is.
 
     importance: of each column (row_length,) or, where the rows are several experts', of each column for each expert
     (experts * row_length,), for encoders that weigh errors; None weighs all alike.
@@ -269,24 +269,27 @@ class Cast(LazyTensor):
         if encode is None:
             raise UnsupportedError(f"nothing can be converted to {dtype} here", where=where)
         self.name, self.dtype, self.shape, self.parts = tensor.name, dtype, tensor.shape, (tensor,)
-        self._decode, self._encode = tensor.dtype.decode, encode
+        self._decode = None if tensor.dtype is BF16 and dtype.is_quantized else tensor.dtype.decode
+        self._encode = encode
         self.importance = None if importance is None else importance.reshape(-1, self.row_length)  # (experts, columns)
 
     def read(self, start: int, stop: int, witness: Witness = NO_WITNESS) -> Blocks:
-        values = self._decode(self.parts[0].read(start, stop, witness))
-        blocks = self._encode_rows(values, start)
-        witness.encoded(values, blocks, self.dtype, start)
+        weights = self.parts[0].read(start, stop, witness)
+        if self._decode is not None:
+            weights = self._decode(weights)
+        blocks = self._encode_rows(weights, start)
+        witness.encoded(weights, blocks, self.dtype, start)
         return blocks
 
-    def _encode_rows(self, values: Floats, start: int) -> Blocks:
+    def _encode_rows(self, weights: Weights, start: int) -> Blocks:
         if self.importance is None or len(self.importance) == 1:
-            return self._encode(values, None if self.importance is None else self.importance[0])
+            return self._encode(weights, None if self.importance is None else self.importance[0])
         rows_each = self.n_rows // len(self.importance)
-        stop = start + len(values)
+        stop = start + len(weights)
         experts = range(start // rows_each, -(-stop // rows_each))
         bounds = [(max(n * rows_each, start) - start, min((n + 1) * rows_each, stop) - start) for n in experts]
         pieces = [
-            self._encode(values[low:high], self.importance[n]) for n, (low, high) in zip(experts, bounds, strict=True)
+            self._encode(weights[low:high], self.importance[n]) for n, (low, high) in zip(experts, bounds, strict=True)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 

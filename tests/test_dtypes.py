@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from llamatools import dtypes
 from llamatools.dtypes import BF16, F16, F32, DType
+from llamatools.dtypes.kernels import sum_of_squares
 
 GGML = [dtype for dtype in dtypes.TABLE if dtype.id is not None and dtype.name != "F64"]
 DECODED = [pytest.param(dtype, id=dtype.name) for dtype in GGML if dtype.decode]
@@ -156,3 +157,39 @@ def test_takes_whatever_arrays_numpy_has(dtype: DType) -> None:
     mapped = np.frombuffer(expected.tobytes(), dtype.block).reshape(expected.shape)
     assert not mapped.flags.writeable
     np.testing.assert_array_equal(dtype.decode(mapped), dtype.decode(expected))
+
+
+@pytest.mark.parametrize("dtype", ENCODED_BLOCKS)
+def test_bfloat16_is_encoded_as_it_is(dtype: DType) -> None:
+    """To the bytes that its float32 would give; rows of bfloat16 have many weights that are largest with both signs."""
+    importance = importances(N_COLUMNS)["like an imatrix"]
+    encodes = [dtype.encode, dtype.search] if dtype.search else [dtype.encode]
+    for rows in [*ordinary_rows(N_COLUMNS, n_rows=5).values(), edge_rows(N_COLUMNS)]:
+        halves = BF16.encode(rows, None)
+        values = BF16.decode(halves)
+        assert dtype.encode(halves, None).tobytes() == dtype.encode(values, None).tobytes()
+        for encode in encodes:
+            assert encode(halves, importance).tobytes() == encode(values, importance).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ENCODED_BLOCKS)
+def test_what_encoding_lost_is_what_decoding_shows(dtype: DType) -> None:
+    for rows in [*ordinary_rows(N_COLUMNS, n_rows=45).values()]:
+        halves = BF16.encode(rows, None)
+        for weights, values in ((rows, rows), (halves, BF16.decode(halves))):
+            blocks = dtype.encode(values, None)
+            theirs = llamacpp.dequantize(dtype.id, blocks.view(np.uint8), N_COLUMNS)
+            errors = np.square(theirs.astype(np.float64) - values).reshape(-1, dtype.block_size).sum(axis=1)
+            squares, all_errors, worst, where = dtype.compare(weights, blocks)
+            np.testing.assert_allclose(squares, np.square(values, dtype=np.float64).sum(), rtol=1e-5)
+            np.testing.assert_allclose(all_errors, errors.sum(), rtol=1e-5)
+            np.testing.assert_allclose([worst, errors[int(where) // dtype.block_size]], errors.max(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_weights", [1, 15, 16, 17, 31, 4096, 5000])
+def test_every_weight_counts_among_the_squares(n_weights: int) -> None:
+    values = np.random.default_rng(6).standard_normal((1, n_weights), np.float32)
+    np.testing.assert_allclose(sum_of_squares(values), np.square(values, dtype=np.float64).sum(), rtol=1e-6)
+    values[0, -1] = np.nan
+    assert np.isnan(sum_of_squares(values))
+    assert np.isnan(sum_of_squares(BF16.encode(values, None)))

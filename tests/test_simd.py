@@ -39,6 +39,7 @@ from llamatools.dtypes.simd import (
     half_to_float,
     joined,
     kernel,
+    lane,
     load,
     load_columns,
     load_half,
@@ -57,6 +58,7 @@ from llamatools.dtypes.simd import (
     round_half_away,
     scratch,
     select,
+    set_lane,
     splat,
     spread,
     sqrt,
@@ -326,6 +328,40 @@ def test_floats_become_the_nearest_half() -> None:
         np.testing.assert_array_equal(row[number], want.view(np.uint16)[number])
         assert np.isnan(row.view(np.float16)[~number]).all()
     np.testing.assert_array_equal(back, want.astype(np.float32))
+
+
+@kernel
+def widened(halves: Array, out: Array) -> None:
+    tile = scratch(F32x16, 16)
+    for i in range(0, halves.size, 256):
+        load_transposed(halves, LANE * 16 + i, tile, 0)
+        for k in range(16):
+            store(out[0], i + 16 * k, load(F32x16, halves, i + 16 * k))
+            store(out[1], i + 16 * k, tile[k])
+
+
+def test_bfloat16_is_loaded_as_float32() -> None:
+    halves, out = np.arange(65536, dtype=np.uint16), np.zeros((2, 65536), np.float32)
+    widened(halves, out)
+    want = (halves.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(out[0], want)
+    np.testing.assert_array_equal(out[1].reshape(-1, 16, 16).swapaxes(1, 2).reshape(-1), want)
+
+
+@kernel
+def reversed_lanes(x: Array, out: Array) -> None:
+    vectors = scratch(F32x16, 2)
+    for i in range(0, x.size, 16):
+        vectors[0], vectors[1] = load(F32x16, x, i), splat(F32x16, 1)
+        for k in range(16):
+            set_lane(vectors, 1, k, lane(vectors, 0, 15 - k))
+        store(out, i, vectors[1])
+
+
+def test_lanes_of_scratch() -> None:
+    x, out = floats(12), np.zeros(N, np.float32)
+    reversed_lanes(x, out)
+    np.testing.assert_array_equal(out, x.reshape(-1, 16)[:, ::-1].reshape(-1))
 
 
 def test_half_conversion_needs_no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

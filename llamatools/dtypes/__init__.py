@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from ..errors import UsageError
 from . import k_quants, legacy, listed, nonlinear, plain
-from .base import Blocks, Decode, DType, Encode, Floats
+from .base import Blocks, Decode, DType, Encode, Floats, Weights
 from .plain import BF16, F16, F32
 
 TABLE: tuple[DType, ...] = plain.TABLE + legacy.TABLE + k_quants.TABLE + nonlinear.TABLE + listed.TABLE
@@ -23,4 +23,7 @@ def named(name: str) -> DType:
     return dtype
 
 
-__all__ = ["BF16", "BY_ID", "BY_NAME", "F16", "F32", "TABLE", "Blocks", "DType", "Decode", "Encode", "Floats", "named"]
+__all__ = [
+    "BF16", "BY_ID", "BY_NAME", "F16", "F32", "TABLE", "Blocks", "DType", "Decode", "Encode", "Floats", "Weights",
+    "named",
+]  # fmt: skip

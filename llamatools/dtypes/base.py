@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 Blocks = NDArray[Any]  # (n_rows, blocks per row) of a DType's block
 Floats = NDArray[np.float32]  # (n_rows, weights per row)
+Weights = NDArray[Any]  # Floats, or bfloat16 as uint16 (n_rows, weights per row), which quantizing reads as it is
 
 Decode = Callable[[Blocks], Floats]
-Encode = Callable[[Floats, Floats | None], Blocks]
+Encode = Callable[[Weights, Floats | None], Blocks]
+Compare = Callable[[Weights, Blocks], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +27,12 @@ class DType:
     block: numpy layout of one block, little-endian; a plain scalar where block_size is 1.
     block_size: weights per block; a row's length must be a multiple of it.
     decode: blocks (n_rows, blocks per row) -> float32 (n_rows, weights per row); None where not supported.
-    encode: float32 (n_rows, weights per row), and the importance of each column (weights per row,) or None,
-        -> blocks (n_rows, blocks per row); None where not supported.
+    encode: weights (n_rows, weights per row), and the importance of each column (weights per row,) or None,
+        -> blocks (n_rows, blocks per row); None where not supported. Quantized dtypes take bfloat16, too.
     search: as encode, looking further for codes and scales of less weighted error; None where there is no search, or
         where encode leaves nothing to look for.
+    compare: weights, and the blocks made of them -> the sums of squares of the weights, of the differences, and of
+        those of the worst block; and where that block begins among the weights. None where nothing is encoded.
     """
 
     name: str
@@ -38,6 +42,7 @@ class DType:
     decode: Decode | None = None
     encode: Encode | None = None
     search: Encode | None = None
+    compare: Compare | None = None
 
     def __str__(self) -> str:
         return self.name

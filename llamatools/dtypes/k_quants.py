@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .base import DType
-from .kernels import decoder, encoder, searcher
+from .kernels import comparer, decoder, encoder, searcher
 
 F16, U8 = "<f2", "u1"
 SEARCHES = {"Q4_K": "search_k", "Q5_K": "search_k", "Q6_K": "search_scales"}
@@ -18,12 +18,13 @@ SEARCHES = {"Q4_K": "search_k", "Q5_K": "search_k", "Q6_K": "search_scales"}
 def _dtype(name: str, id_: int, encoder_module: str | None, *fields: tuple[str, str] | tuple[str, str, int]) -> DType:
     block, kind = np.dtype(list(fields)), name.lower()
     decode = decoder(f"k_decode.decode_{kind}", 256)
-    encode = find = None
+    encode = find = compare = None
     if encoder_module:
         kernel = f"{encoder_module}.encode_{kind}"
         encode = encoder(kernel, f"{kernel}_weighted", block, 256)
         find = searcher(f"{SEARCHES[name]}.search_{kind}", block, 256)
-    return DType(name, id_, block, 256, decode, encode, find)
+        compare = comparer(f"k_decode.compare_{kind}", 256)
+    return DType(name, id_, block, 256, decode, encode, find, compare)
 
 
 Q2_K = _dtype("Q2_K", 10, None, ("scales", U8, 16), ("qs", U8, 64), ("d", F16), ("dmin", F16))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .base import DType
-from .kernels import decoder, encoder, searcher
+from .kernels import comparer, decoder, encoder, searcher
 
 F16, U8 = "<f2", "u1"
 
@@ -25,7 +25,8 @@ def _dtype(
     encode = encoder(kernel, f"{kernel}_weighted" if weighted else None, block, block_size)
     searches = "search_scale" if block_size == 32 else "search_scales"
     find = searcher(f"{searches}.search_{kind}", block, block_size) if weighted else None
-    return DType(name, id_, block, block_size, decode, encode, find)
+    compare = comparer(f"nonlinear_decode.compare_{kind}", block_size)
+    return DType(name, id_, block, block_size, decode, encode, find, compare)
 
 
 IQ4_NL = _dtype("IQ4_NL", 20, 32, ("d", F16), ("qs", U8, 16))  # d * IQ4_VALUES[q]

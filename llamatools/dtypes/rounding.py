@@ -5,20 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from .base import DType, Floats
-from .kernels import kernel_function, read_only
+from .base import Blocks, DType, Weights
 
 # Weights up to here fit every block type: their scales and minima are float16, and none exceeds the largest weight.
 SAFE_SQUARE = 65504.0**2
-
-
-def sum_of_squares(values: Floats) -> float:
-    """Of all weights. Above SAFE_SQUARE, or NaN, where one is no number or so large that a block may not hold it."""
-    sums = np.empty(1)
-    kernel_function("rounding.squares")(read_only(values).reshape(-1), sums)
-    return float(sums[0])
 
 
 @dataclass
@@ -36,22 +26,21 @@ class Rounding:
     worst: float = -1.0
     worst_at: tuple[int, int] = (0, 0)
 
-    def add(self, values: Floats, decoded: Floats, dtype: DType, start: int) -> float:
-        """Takes in `values` (rows, weights per row), the first of them row `start`, and what blocks made of them.
+    def add(self, weights: Weights, blocks: Blocks, dtype: DType, start: int) -> float:
+        """Takes in `weights` (rows, weights per row), the first of them row `start`, and the blocks made of them.
 
-        Returns the sum of squares of `values`, as `sum_of_squares` does.
+        Returns the sum of squares of `weights`, as `sum_of_squares` does.
         """
-        sums = np.empty(4)
-        flat, other = read_only(values).reshape(-1), read_only(decoded).reshape(-1)
-        kernel_function("rounding.compare")(flat, other, dtype.block_size, sums)
+        assert dtype.compare is not None, "only what can be encoded is compared"
+        squares, errors, worst, where = map(float, dtype.compare(weights, blocks))
         self.block_size = dtype.block_size
-        self.n_weights += values.size
-        self.squares += sums[0]
-        self.errors += sums[1]
-        if sums[2] > self.worst:
-            row, column = divmod(int(sums[3]), values.shape[1])
-            self.worst, self.worst_at = float(sums[2]), (start + row, column)
-        return float(sums[0])
+        self.n_weights += weights.size
+        self.squares += squares
+        self.errors += errors
+        if worst > self.worst:
+            row, column = divmod(int(where), weights.shape[1])
+            self.worst, self.worst_at = worst, (start + row, column)
+        return squares
 
     @property
     def relative_rmse(self) -> float:

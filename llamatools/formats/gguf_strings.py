@@ -38,7 +38,7 @@ def read_strings(window: Window, n: int, where: str) -> Strings:
         ends[some] = before + np.cumsum(lengths + 8)
         starts[some] = ends[some] - lengths
         done += len(lengths)
-    return Strings(window.since(first), starts, ends)
+    return Strings(window.since(first), starts, ends, as_in_gguf=True)
 
 
 def certain_lengths(data: NDArray[np.uint8]) -> NDArray[np.int64]:

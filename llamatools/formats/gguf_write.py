@@ -21,7 +21,7 @@ import numpy as np
 
 from ..dtypes import DType
 from ..errors import FormatError, UnsupportedError, UsageError
-from ..metadata import Kind, Metadata, Value, u32
+from ..metadata import Kind, Metadata, Strings, Value, u32
 
 VERSION = 3
 DEFAULT_ALIGNMENT = 32  # what a reader assumes where `general.alignment` says nothing
@@ -145,6 +145,8 @@ def _value(value: Value) -> bytes:
 
 
 def _strings(texts: Iterable[str]) -> bytes:
+    if isinstance(texts, Strings) and texts.as_in_gguf:
+        return bytes(texts.buffer)
     encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
     lengths = list(map(len, encoded))
     packed = {length: struct.pack("<Q", length) for length in set(lengths)}  # few, where strings are 100,000

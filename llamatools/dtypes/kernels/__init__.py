@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import Blocks, Decode, Encode, Floats
+from ..base import Blocks, Compare, Decode, Encode, Floats, Weights
 from ..compiled import Kernel
 
 FLOOR = np.float32(1e-6)  # importance of columns that a search knows nothing of, so that it codes them at all
@@ -47,14 +47,14 @@ def encoder(kernel: str, weighted_kernel: str | None, block: np.dtype[Any], bloc
     (values, importance, blocks). None where the encoding does not depend on importance.
     """
 
-    def encode(values: Floats, importance: Floats | None = None) -> Blocks:
-        n_rows, n_weights = values.shape
+    def encode(weights: Weights, importance: Floats | None = None) -> Blocks:
+        n_rows, n_weights = weights.shape
         blocks: Blocks = np.empty((n_rows, n_weights // block_size), block)
-        weights = read_only(np.asarray(values, np.float32)).reshape(-1)
         if importance is None or weighted_kernel is None:
-            kernel_function(kernel)(weights, _bytes(blocks))
+            kernel_function(kernel)(_values(weights), _bytes(blocks))
         else:
-            kernel_function(weighted_kernel)(weights, read_only(np.asarray(importance, np.float32)), _bytes(blocks))
+            relative = read_only(np.asarray(importance, np.float32))
+            kernel_function(weighted_kernel)(_values(weights), relative, _bytes(blocks))
         return blocks
 
     return encode
@@ -66,17 +66,37 @@ def searcher(kernel: str, block: np.dtype[Any], block_size: int) -> Encode:
     Where no importance is known, or all of it is zero, columns are equal.
     """
 
-    def search(values: Floats, importance: Floats | None = None) -> Blocks:
-        n_rows, n_weights = values.shape
+    def search(weights: Weights, importance: Floats | None = None) -> Blocks:
+        n_rows, n_weights = weights.shape
         blocks: Blocks = np.empty((n_rows, n_weights // block_size), block)
         relative = np.ones(n_weights, np.float32)
         if importance is not None and importance.any():
             relative = np.asarray(importance, np.float32) / np.float32(importance.max())
-        weights = read_only(np.asarray(values, np.float32)).reshape(-1)
-        kernel_function(kernel)(weights, read_only(np.maximum(relative, FLOOR)), _bytes(blocks))
+        kernel_function(kernel)(_values(weights), read_only(np.maximum(relative, FLOOR)), _bytes(blocks))
         return blocks
 
     return search
+
+
+def comparer(kernel: str, block_size: int) -> Compare:
+    """The compare function of a dtype: kernel is called with (values, blocks, room for a decoded block, sums)."""
+
+    def compare(weights: Weights, blocks: Blocks) -> NDArray[np.float64]:
+        sums = np.empty(4)
+        room = np.empty(block_size, np.float32)
+        kernel_function(kernel)(_values(weights), _bytes(read_only(blocks)), room, sums)
+        return sums
+
+    return compare
+
+
+def sum_of_squares(weights: Weights) -> float:
+    """Of all weights; no number exactly where a weight is none or is beyond 1.8e19."""
+    sums = np.empty(1)
+    if weights.size < 16:  # fewer than a kernel looks at
+        weights = np.concatenate([weights.reshape(-1), np.zeros(16, weights.dtype)])
+    kernel_function("rounding.squares")(_values(weights), sums)
+    return float(sums[0])
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -84,6 +104,13 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
     view = np.require(array, requirements=["C", "A"]).view()
     view.flags.writeable = False
     return view
+
+
+def _values(weights: Weights) -> NDArray[Any]:
+    """Weights as a kernel sees them: float32, or bfloat16 as it is."""
+    if weights.dtype != np.uint16:
+        weights = np.asarray(weights, np.float32)
+    return read_only(weights).reshape(-1)
 
 
 def _bytes(blocks: Blocks) -> Bytes:

@@ -18,17 +18,23 @@ from ..simd import (
     I8x16,
     I32x16,
     U8x16,
+    bitcast,
     bits_of,
     clamp,
     convert,
     inlined,
     kernel,
+    lane,
     load,
     maximum,
     minimum,
     reduce_max,
     reduce_min,
     round_half_away,
+    scratch,
+    select,
+    set_lane,
+    splat,
     store,
     store_half,
 )
@@ -42,15 +48,18 @@ f32 = np.float32
 @kernel
 def encode_q4_0(values: Floats, blocks: Bytes) -> None:
     """d = m / -8, where m is the weight of largest magnitude; q = floor(x / d + 8.5), at most 15."""
-    for b in range(blocks.size // Q4_0.nbytes):
-        block = b * Q4_0.nbytes
-        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
-        d = _largest(values, 32 * b, first, second) / f32(-8)
-        inverse = _reciprocal(d)
-        store_half(blocks, block + Q4_0.d, d)
-        low = convert(I32x16, minimum(first * inverse + 8.5, 15))
-        high = convert(I32x16, minimum(second * inverse + 8.5, 15))
-        store_nibbles(blocks, block + Q4_0.qs, low, high)
+    scales = scratch(F32x16, 2)
+    n_blocks = blocks.size // Q4_0.nbytes
+    for group in range(0, n_blocks, 16):
+        count = min(16, n_blocks - group)
+        _fit_largest(values, group, count, -8, scales)
+        for k in range(count):
+            block, inverse = (group + k) * Q4_0.nbytes, lane(scales, 1, k)
+            first, second = _weights(values, group + k)
+            store_half(blocks, block + Q4_0.d, lane(scales, 0, k))
+            low = convert(I32x16, minimum(first * inverse + 8.5, 15))
+            high = convert(I32x16, minimum(second * inverse + 8.5, 15))
+            store_nibbles(blocks, block + Q4_0.qs, low, high)
 
 
 @kernel
@@ -58,8 +67,8 @@ def encode_q4_1(values: Floats, blocks: Bytes) -> None:
     """m is the least weight; d = (greatest - m) / 15; q = floor((x - m) / d + 0.5), at most 15."""
     for b in range(blocks.size // Q4_1.nbytes):
         block = b * Q4_1.nbytes
-        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
-        m, greatest = _extremes(values, 32 * b, first, second)
+        first, second = _weights(values, b)
+        m, greatest = _extremes(first, second)
         d = (greatest - m) / f32(15)
         inverse = _reciprocal(d)
         store_half(blocks, block + Q4_1.d, d)
@@ -72,15 +81,18 @@ def encode_q4_1(values: Floats, blocks: Bytes) -> None:
 @kernel
 def encode_q5_0(values: Floats, blocks: Bytes) -> None:
     """d = m / -16, where m is the weight of largest magnitude; q = floor(x / d + 16.5), at most 31."""
-    for b in range(blocks.size // Q5_0.nbytes):
-        block = b * Q5_0.nbytes
-        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
-        d = _largest(values, 32 * b, first, second) / f32(-16)
-        inverse = _reciprocal(d)
-        store_half(blocks, block + Q5_0.d, d)
-        low = convert(I32x16, minimum(first * inverse + 16.5, 31))
-        high = convert(I32x16, minimum(second * inverse + 16.5, 31))
-        store_five_bits(blocks, block + Q5_0.qs, block + Q5_0.qh, low, high)
+    scales = scratch(F32x16, 2)
+    n_blocks = blocks.size // Q5_0.nbytes
+    for group in range(0, n_blocks, 16):
+        count = min(16, n_blocks - group)
+        _fit_largest(values, group, count, -16, scales)
+        for k in range(count):
+            block, inverse = (group + k) * Q5_0.nbytes, lane(scales, 1, k)
+            first, second = _weights(values, group + k)
+            store_half(blocks, block + Q5_0.d, lane(scales, 0, k))
+            low = convert(I32x16, minimum(first * inverse + 16.5, 31))
+            high = convert(I32x16, minimum(second * inverse + 16.5, 31))
+            store_five_bits(blocks, block + Q5_0.qs, block + Q5_0.qh, low, high)
 
 
 @kernel
@@ -88,8 +100,8 @@ def encode_q5_1(values: Floats, blocks: Bytes) -> None:
     """m is the least weight; d = (greatest - m) / 31; q = floor((x - m) / d + 0.5), at most 31."""
     for b in range(blocks.size // Q5_1.nbytes):
         block = b * Q5_1.nbytes
-        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
-        m, greatest = _extremes(values, 32 * b, first, second)
+        first, second = _weights(values, b)
+        m, greatest = _extremes(first, second)
         d = (greatest - m) / f32(31)
         inverse = _reciprocal(d)
         store_half(blocks, block + Q5_1.d, d)
@@ -104,7 +116,7 @@ def encode_q8_0(values: Floats, blocks: Bytes) -> None:
     """d = largest magnitude / 127; q = x / d, rounded half away from zero."""
     for b in range(blocks.size // Q8_0.nbytes):
         block = b * Q8_0.nbytes
-        first, second = load(F32x16, values, 32 * b), load(F32x16, values, 32 * b + 16)
+        first, second = _weights(values, b)
         d = reduce_max(maximum(abs(first), abs(second))) / f32(127)
         inverse = _reciprocal(d)
         store_half(blocks, block + Q8_0.d, d)
@@ -115,32 +127,67 @@ def encode_q8_0(values: Floats, blocks: Bytes) -> None:
 
 
 @inlined
-def _largest(values: Floats, start: int, first: Any, second: Any) -> Any:
-    """The weight of largest magnitude, with its sign; the first of equals; 0 where all are zero."""
-    greatest = reduce_max(maximum(first, second))
-    least = reduce_min(minimum(first, second))
-    largest = greatest if greatest > -least else least
-    if greatest == -least:
-        for k in range(start, start + 32):
-            if abs(values[k]) == greatest:
-                largest = values[k]
-                break
-    return largest + f32(0)  # which turns -0 into 0
+def _fit_largest(values: Floats, group: int, count: int, code: int, scales: Any) -> None:
+    """The scales of `count` blocks from `group` on, by which the weight of largest magnitude gets `code`.
+
+    Fills scales, scratch of two: in lane k the scale of block group + k; and one over it, or 0 where that is not
+    finite. Of weights that are largest with either sign, the first decides. Where all are 0, so is the scale.
+    """
+    scales[0] = scales[1] = splat(F32x16, 0)
+    for k in range(count):
+        first, second = _weights(values, group + k)
+        set_lane(scales, 0, k, reduce_max(maximum(first, second)))
+        set_lane(scales, 1, k, reduce_min(minimum(first, second)))
+    greatest, least = scales[0], scales[1]
+    largest = select(greatest > -least, greatest, least)
+    undecided = bits_of((greatest == -least) & (greatest != 0))
+    if undecided:
+        scales[0] = largest
+        for k in range(count):
+            if undecided >> np.uint32(k) & np.uint32(1):
+                first, second = _weights(values, group + k)
+                magnitude = lane(scales, 0, k)
+                magnitude = abs(magnitude)
+                equal = _bits(abs(first) == magnitude, abs(second) == magnitude)
+                is_negative = _bits(first < 0, second < 0) & _lowest(equal)
+                set_lane(scales, 0, k, -magnitude if is_negative else magnitude)
+        largest = scales[0]
+    d = (largest + 0) / f32(code)  # where + 0 turns -0 into 0
+    inverse = 1 / d
+    scales[0] = d
+    scales[1] = select(abs(inverse) < f32(np.inf), inverse, 0)
 
 
 @inlined
-def _extremes(values: Floats, start: int, first: Any, second: Any) -> tuple[Any, Any]:
+def _weights(values: Floats, block: int) -> tuple[Any, Any]:
+    """The first and the last sixteen weights of a block of 32."""
+    return load(F32x16, values, 32 * block), load(F32x16, values, 32 * block + 16)
+
+
+@inlined
+def _extremes(first: Any, second: Any) -> tuple[Any, Any]:
     """The least and the greatest weight; the first of equals, which matters for the sign of a zero only."""
     least = reduce_min(minimum(first, second))
     greatest = reduce_max(maximum(first, second))
     if least == 0:
-        for k in range(start, start + 32):
-            if values[k] == 0:
-                least = values[k]
-                break
+        zero = _bits(first == 0, second == 0)
+        signs = _bits(bitcast(I32x16, first) < 0, bitcast(I32x16, second) < 0)
+        least = f32(-0.0) if signs & _lowest(zero) else f32(0)
         if greatest == 0:
             greatest = least
     return least, greatest
+
+
+@inlined
+def _bits(first: Any, second: Any) -> Any:
+    """Two masks as one number: bit k is lane k of the first, bit 16 + k of the second."""
+    return bits_of(first) | bits_of(second) << np.uint32(16)
+
+
+@inlined
+def _lowest(bits: Any) -> Any:
+    """The lowest bit that is set, alone."""
+    return bits & (~bits + np.uint32(1))
 
 
 @inlined
@@ -160,6 +207,6 @@ def store_nibbles(blocks: Bytes, qs: int, low: Any, high: Any) -> None:
 def store_five_bits(blocks: Bytes, qs: int, qh: int, low: Any, high: Any) -> None:
     """As store_nibbles, with fifth bits, little-endian, at qh. low, high: I32x16 below 32."""
     store_nibbles(blocks, qs, low & 15, high & 15)
-    fifths = bits_of(low >= 16) | bits_of(high >= 16) << np.uint32(16)
+    fifths = _bits(low >= 16, high >= 16)
     for k in range(4):
         blocks[qh + k] = (fifths >> np.uint32(8 * k)) & np.uint32(255)

@@ -25,6 +25,7 @@ from ..simd import (
 )
 from . import Bytes
 from .layouts import offsets
+from .rounding import Sums, compare
 
 IQ4_NL, IQ4_XS, MXFP4 = (offsets(dtype) for dtype in nonlinear.TABLE)
 IQ4_VALUES: Any = VectorConstant(F32x16, nonlinear.IQ4_VALUES)
@@ -32,41 +33,68 @@ MXFP4_VALUES: Any = VectorConstant(F32x16, nonlinear.MXFP4_VALUES)
 f32 = np.float32
 
 
+@inlined
+def iq4_nl(blocks: Bytes, block: int, values: Floats, first: int) -> None:
+    """d * IQ4_VALUES[q]"""
+    low, high = _looked_up(IQ4_VALUES, blocks, block + IQ4_NL.qs)
+    d = load_half(blocks, block + IQ4_NL.d)
+    store(values, first, d * low)
+    store(values, first + 16, d * high)
+
+
 @kernel
 def decode_iq4_nl(blocks: Bytes, values: Floats) -> None:
-    """d * IQ4_VALUES[q]"""
     for b in range(blocks.size // IQ4_NL.nbytes):
-        block = b * IQ4_NL.nbytes
-        first, second = _looked_up(IQ4_VALUES, blocks, block + IQ4_NL.qs)
-        d = load_half(blocks, block + IQ4_NL.d)
-        store(values, 32 * b, d * first)
-        store(values, 32 * b + 16, d * second)
+        iq4_nl(blocks, b * IQ4_NL.nbytes, values, 32 * b)
+
+
+@kernel
+def compare_iq4_nl(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
+    compare(iq4_nl, IQ4_NL.nbytes, 32, values, blocks, decoded, sums)
+
+
+@inlined
+def iq4_xs(blocks: Bytes, block: int, values: Floats, first: int) -> None:
+    """d * (scale - 32) * IQ4_VALUES[q], per sub-block of 32"""
+    d = load_half(blocks, block + IQ4_XS.d)
+    for j in range(8):
+        four_bits = blocks[block + IQ4_XS.scales_l + j // 2] >> (4 * (j % 2)) & 15
+        two_bits = blocks[block + IQ4_XS.scales_h + j // 4] >> (2 * (j % 4)) & 3
+        scale = d * (f32(four_bits | two_bits << 4) - f32(32))
+        low, high = _looked_up(IQ4_VALUES, blocks, block + IQ4_XS.qs + 16 * j)
+        store(values, first + 32 * j, scale * low)
+        store(values, first + 32 * j + 16, scale * high)
 
 
 @kernel
 def decode_iq4_xs(blocks: Bytes, values: Floats) -> None:
-    """d * (scale - 32) * IQ4_VALUES[q], per sub-block of 32"""
     for b in range(blocks.size // IQ4_XS.nbytes):
-        block = b * IQ4_XS.nbytes
-        d = load_half(blocks, block + IQ4_XS.d)
-        for j in range(8):
-            low = blocks[block + IQ4_XS.scales_l + j // 2] >> (4 * (j % 2)) & 15
-            high = blocks[block + IQ4_XS.scales_h + j // 4] >> (2 * (j % 4)) & 3
-            scale = d * (f32(low | high << 4) - f32(32))
-            first, second = _looked_up(IQ4_VALUES, blocks, block + IQ4_XS.qs + 16 * j)
-            store(values, 256 * b + 32 * j, scale * first)
-            store(values, 256 * b + 32 * j + 16, scale * second)
+        iq4_xs(blocks, b * IQ4_XS.nbytes, values, 256 * b)
+
+
+@kernel
+def compare_iq4_xs(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
+    compare(iq4_xs, IQ4_XS.nbytes, 256, values, blocks, decoded, sums)
+
+
+@inlined
+def mxfp4(blocks: Bytes, block: int, values: Floats, first: int) -> None:
+    """2^(e - 128) * MXFP4_VALUES[q]"""
+    d = power_of_two(blocks[block + MXFP4.e])
+    low, high = _looked_up(MXFP4_VALUES, blocks, block + MXFP4.qs)
+    store(values, first, d * low)
+    store(values, first + 16, d * high)
 
 
 @kernel
 def decode_mxfp4(blocks: Bytes, values: Floats) -> None:
-    """2^(e - 128) * MXFP4_VALUES[q]"""
     for b in range(blocks.size // MXFP4.nbytes):
-        block = b * MXFP4.nbytes
-        d = power_of_two(blocks[block + MXFP4.e])
-        first, second = _looked_up(MXFP4_VALUES, blocks, block + MXFP4.qs)
-        store(values, 32 * b, d * first)
-        store(values, 32 * b + 16, d * second)
+        mxfp4(blocks, b * MXFP4.nbytes, values, 32 * b)
+
+
+@kernel
+def compare_mxfp4(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
+    compare(mxfp4, MXFP4.nbytes, 32, values, blocks, decoded, sums)
 
 
 @inlined

@@ -31,7 +31,7 @@ from .functions import (
 )
 from .half import float_to_half, half_to_float, load_half, load_halves, store_half
 from .kernel import inlined, kernel
-from .memory import address_of, array_at, load, load_transposed, prefetch, scratch, store
+from .memory import address_of, array_at, lane, load, load_transposed, prefetch, scratch, set_lane, store
 from .targets import apply_forced_target
 from .vectors import (
     LANE,
@@ -86,6 +86,7 @@ __all__ = [
     "inlined",
     "joined",
     "kernel",
+    "lane",
     "load",
     "load_columns",
     "load_half",
@@ -104,6 +105,7 @@ __all__ = [
     "round_half_away",
     "scratch",
     "select",
+    "set_lane",
     "splat",
     "spread",
     "sqrt",

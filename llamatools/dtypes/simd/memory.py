@@ -2,6 +2,9 @@
 
 Arrays are one-dimensional and contiguous; an index counts the array's own items. Nothing is checked against the array's
 bounds: kernels are given ranges of whole blocks. Alignment is never needed.
+
+Weights may be float32 or bfloat16, which is the upper half of a float32 and held as uint16: what is loaded as F32x16
+from an array of uint16 is made whole on the way. So what reads weights takes either, and is compiled for each.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from numba.core import cgutils, errors, types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numba.np.arrayobj import make_array, populate_array
 
-from .vectors import INDEX, F32x16, I64x16, Vector
+from .vectors import INDEX, F32x16, I64x16, U16x16, U32x16, Vector, filled
 
 
 def address(context: Any, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value, to: Any) -> Any:
@@ -79,13 +82,26 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def load(typing: Any, vector: Any, array: Any, index: Any) -> Any:
-    """load(F32x16, array, index): the lanes lie one after the other from array[index] on, whatever its dtype."""
+    """load(F32x16, array, index): the lanes lie one after the other from array[index] on, whatever its dtype.
+
+    But F32x16 from an array of uint16 is sixteen bfloat16.
+    """
     kind = vector.instance_type
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        if kind is F32x16:
+            return _load_floats(context, builder, array, args[1], args[2])
         return load_unaligned(builder, address(context, builder, array, args[1], args[2], kind.llvm))
 
     return kind(vector, array, types.intp), lower
+
+
+def _load_floats(context: Any, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value) -> ir.Value:
+    if kind.dtype is not types.uint16:
+        return load_unaligned(builder, address(context, builder, kind, array, index, F32x16.llvm))
+    halves = load_unaligned(builder, address(context, builder, kind, array, index, U16x16.llvm))
+    bits = builder.shl(builder.zext(halves, U32x16.llvm), filled(U32x16, 16))
+    return builder.bitcast(bits, F32x16.llvm)
 
 
 @intrinsic
@@ -164,6 +180,33 @@ def _set_item(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) ->
 
 
 @intrinsic
+def lane(typing: Any, space: Any, index: Any, number: Any) -> Any:
+    """lane(s, k, n): lane n of vector k in scratch, n not known before."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.load(_lane_address(builder, *args[:3]))
+
+    return space.vector.element(space, types.intp, types.intp), lower
+
+
+@intrinsic
+def set_lane(typing: Any, space: Any, index: Any, number: Any, value: Any) -> Any:
+    """set_lane(s, k, n, value): the same, written."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        builder.store(args[3], _lane_address(builder, *args[:3]))
+        return context.get_dummy_value()
+
+    return types.void(space, types.intp, types.intp, space.vector.element), lower
+
+
+def _lane_address(builder: ir.IRBuilder, space: ir.Value, index: ir.Value, number: ir.Value) -> ir.Value:
+    vector = builder.gep(space, [index])
+    element = vector.type.pointee.element
+    return builder.gep(builder.bitcast(vector, element.as_pointer()), [number])
+
+
+@intrinsic
 def load_transposed(typing: Any, array: Any, starts: Any, into: Any, first: Any) -> Any:
     """load_transposed(array, starts, tile, first): tile[k][lane] = array[starts[lane] + k], for the 16 k from first on.
 
@@ -176,7 +219,7 @@ def load_transposed(typing: Any, array: Any, starts: Any, into: Any, first: Any)
         rows = []
         for lane in range(16):
             start = builder.add(builder.extract_element(args[1], ir.Constant(INDEX, lane)), args[3])
-            rows.append(load_unaligned(builder, address(context, builder, array, args[0], start, F32x16.llvm)))
+            rows.append(_load_floats(context, builder, array, args[0], start))
         for c, column in enumerate(_transposed(builder, rows)):
             builder.store(column, builder.gep(args[2], [builder.add(args[3], ir.Constant(args[3].type, c))]))
         return context.get_dummy_value()
