@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
+from . import recognise
 from .checkpoint import Note
 from .draft import Drafts, check_destination
 from .dtypes import BF16, F16, F32, DType
 from .errors import UnsupportedError, UsageError, in_file
 from .fill import Care, Losses, default_threads, fill, working_memory
 from .formats.gguf_write import DEFAULT_ALIGNMENT
-from .formats.meta import DEFAULTS, MetaOptions, open_meta, verify_source
 from .layout import Layout
 from .mixtures import NAMES as RECIPES
 from .plan import Plan, plan_gguf, split
@@ -26,6 +27,9 @@ from .rewriting import faults, mendable, plan_rewritten, recorded_tensors, requi
 
 DTYPES: dict[str, DType | None] = {"auto": None, "f32": F32, "f16": F16, "bf16": BF16}
 PLAIN = QuantizeOptions()
+
+if TYPE_CHECKING:
+    from .formats.meta import MetaOptions  # imported where such a checkpoint is read
 
 OnProgress = Callable[[int, int], object]  # bytes done, bytes in all
 
@@ -66,7 +70,7 @@ def convert(
     threads: int | None = None,
     dry_run: bool = False,
     force: bool = False,
-    options: MetaOptions = DEFAULTS,
+    options: MetaOptions | None = None,
     name: str | None = None,
     settings: Mapping[str, str] | None = None,
     verify: bool = False,
@@ -111,7 +115,7 @@ def convert(
             plan = plan_rewritten(origin, destination, alignment=alignment, name=name, settings=settings)
         files = [file.path for file in origin.files]
     elif format == META:
-        checkpoint = open_meta(source, options)
+        checkpoint = recognise.open(source, options)
         with in_file(source):
             plan = plan_gguf(
                 checkpoint,
@@ -137,14 +141,20 @@ def convert(
     work = _Work(plan, changes, _checked(threads), files, force, origin)
     if not dry_run:
         work.check_destination()
-    verified = tuple(verify_source(source)) if verify else ()
+    verified = _verified(source) if verify else ()
     care = Care(sources=origin is None, numbers=is_recipe, roundings=is_recipe and quantizing.measure)
     done = work.planned() if dry_run else work.done(care, on_progress)
     mended = () if origin is None else faults(origin)
     return replace(done, verified=verified, mended=mended, recipe=rules, seconds=time.perf_counter() - started)
 
 
-def _require_plain(dtype: str, options: MetaOptions, verify: bool) -> None:
+def _verified(folder: Path) -> tuple[str, ...]:
+    from .formats.meta import verify_source
+
+    return tuple(verify_source(folder))
+
+
+def _require_plain(dtype: str, options: MetaOptions | None, verify: bool) -> None:
     """Refuses what makes sense for a Meta checkpoint only. Raises UsageError."""
     if dtype != "auto":
         raise UsageError(
@@ -152,9 +162,17 @@ def _require_plain(dtype: str, options: MetaOptions, verify: bool) -> None:
             where="--dtype",
             todo="`llamatools quantize SOURCE DEST RECIPE` changes them",
         )
+    given = {"--verify-source": verify, **(_given(options) if options else {})}
+    for option, is_given in given.items():
+        if is_given:
+            what = "this is for a Meta checkpoint; a GGUF file keeps what it says"
+            raise UsageError(what, where=option, todo="--set KEY=VALUE changes a key")
+
+
+def _given(options: MetaOptions) -> dict[str, bool]:
+    """Which of the command line's options about a checkpoint were given."""
     overrides = options.overrides
-    given = {
-        "--verify-source": verify,
+    return {
         "--tokenizer": options.tokenizer is not None,
         "--pad-vocab": options.pad_vocab,
         "--context": overrides.context is not None,
@@ -164,10 +182,6 @@ def _require_plain(dtype: str, options: MetaOptions, verify: bool) -> None:
         "--instruct": options.instruct,
         "--chat-template": options.chat_template is not None,
     }
-    for option, is_given in given.items():
-        if is_given:
-            what = "this is for a Meta checkpoint; a GGUF file keeps what it says"
-            raise UsageError(what, where=option, todo="--set KEY=VALUE changes a key")
 
 
 def quantize(
@@ -214,7 +228,7 @@ def recipe_of(
     recipe: str | os.PathLike[str],
     *,
     options: QuantizeOptions = PLAIN,
-    checkpoint_options: MetaOptions = DEFAULTS,
+    checkpoint_options: MetaOptions | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Recipe:
     """The rules by which `quantize` would choose for this GGUF file, or `convert` for this Meta checkpoint.
@@ -225,7 +239,7 @@ def recipe_of(
     source = Path(source)
     if format_of(source) != META:
         return the_recipe(_gguf(source), recipe, options)
-    checkpoint = open_meta(source, checkpoint_options)
+    checkpoint = recognise.open(source, checkpoint_options)
     with in_file(source):
         layout = plan_gguf(checkpoint, Path(), settings=settings).layout
     return the_recipe(layout, recipe, options)

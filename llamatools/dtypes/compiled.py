@@ -171,13 +171,14 @@ def _sources(folder: Path) -> str:
 @cache
 def _processor() -> str:
     """A digest of what decides about machine code besides its source: processor, compiler and what overrides them."""
-    from importlib.metadata import version
-
+    import llvmlite
     import llvmlite.binding as llvm
 
     forced = [os.environ.get(name) for name in ("LLAMATOOLS_SIMD", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     host = (llvm.get_default_triple(), llvm.get_host_cpu_name(), sorted(llvm.get_host_cpu_features().items()))
-    facts = (host, forced, version("numba"), version("llvmlite"))
+    numba = find_spec("numba")  # which does not import it
+    compiler = Path(numba.origin).with_name("_version.py").read_text() if numba and numba.origin else None
+    facts = (host, forced, compiler, llvm.llvm_version_info, llvmlite.__version__)
     return _sha256(repr(facts).encode())[:16]
 
 

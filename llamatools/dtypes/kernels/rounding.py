@@ -29,7 +29,7 @@ def squares(values: Floats, sums: Sums) -> None:
     if whole < values.size:  # the last few, among those of the last sixteen
         x = load(F32x16, values, values.size - 16)
         n_added = 16 - (values.size - whole)
-        rest = select(LANE < n_added, 0, x * x)
+        rest = select(n_added > LANE, 0, x * x)
         total += _sum(rest)
     sums[0] = total
 
