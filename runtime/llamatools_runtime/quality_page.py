@@ -54,7 +54,7 @@ def page(quality: Quality, names: Names) -> str:
     charts = [_section("Perplexity of the chunks up to each", _perplexity_chart(quality))]
     if quality.scores is not None:
         charts.append(_section("KL divergence of single tokens", _divergence_chart(quality.scores.divergence)))
-    rows = (f"<tr><td>{label}</td><td>{value}</td><td>{unit}</td></tr>" for label, value, unit in _figures(quality))
+    rows = (f"<tr><td>{label}</td><td>{value} {unit}</td></tr>" for label, value, unit in _figures(quality))
     return Template((files(__package__) / "quality.html").read_text("utf-8")).substitute(
         title=f"{model} on {text}",
         about=f"{tokens}{against}. After ± stands a standard error.",
@@ -73,7 +73,7 @@ def _figures(quality: Quality) -> Iterator[tuple[str, str, str]]:
         found = quality.against()
         yield "of the other", f"{found['base_perplexity']:.4f}", ""
         yield "ln of the ratio", f"{found['log_ratio']:.5f}", ""
-        yield "KL divergence, mean", f"{found['mean_divergence']:.6f}", "nats a token"
+        yield "KL divergence, mean", f"{found['mean_divergence']:.6f}", "nats"
         yield "median", f"{found['median_divergence']:.6f}", ""
         yield "99 %", f"{found['percentile99_divergence']:.6f}", ""
         yield "maximum", f"{quality.scores.divergence.max():.6f}", ""
@@ -162,7 +162,7 @@ def _divergence_chart(divergence: Numbers) -> str:
     marks = {"median": np.median(divergence), "mean": np.mean(divergence), "99 %": np.quantile(divergence, 0.99)}
     for n, (name, value) in enumerate(marks.items()):
         x = frame.x(math.log10(max(float(value), FLOOR)))
-        side, anchor = (-5, "end") if name == "median" else (5, "start")
+        side, anchor = (-5, "end") if name == "median" and x > LEFT + 110 else (5, "start")
         parts.append(f'<path class="mark" d="M{x:.1f} {TOP}V{floor}"/>')
         at = f'x="{x + side:.1f}" y="{TOP + 10 + 15 * n}" text-anchor="{anchor}"'
         parts.append(f'<text class="name" {at}>{name} {value:.3g}</text>')
