@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
 
+import numpy as np
+
 from .. import names, provenance
 from ..checkpoint import Checkpoint
 from ..dtypes import BF16, F16, F32
@@ -21,12 +23,14 @@ from ..formats.gguf_write import encode_key
 from ..formats.meta import DEFAULTS, MetaOptions
 from ..metadata import Metadata
 from ..recognise import open as open_checkpoint
-from ..tensors import Cast, LazyTensor
+from ..tensors import Cast, FileTensor, LazyTensor
 from .finding import Finding
 from .hub import HeadRows, Hub, hub, row_ranges
 
 # Keys that describe the file and not the model.
 OF_THE_FILE = ("general.alignment", "split.", provenance.PREFIX)
+
+PIECE = 1 << 20  # bytes hashed at once, read into the same memory again and again
 
 OnProgress = Callable[[int, int], object]  # bytes done, bytes in all
 
@@ -96,11 +100,10 @@ def sha256_of(
     def sha256(tensor: LazyTensor) -> str:
         nonlocal done
         digest = hashlib.sha256()
-        for rows in row_ranges(tensor):
-            blocks = tensor.read(*rows)
-            digest.update(blocks.data)
+        for data in _stored(tensor):
+            digest.update(data)
             with lock:
-                done += blocks.nbytes
+                done += len(data)
                 on_progress(done, total)
         return digest.hexdigest()
 
@@ -108,6 +111,18 @@ def sha256_of(
     with ThreadPoolExecutor(threads or default_threads()) as pool:
         found = dict(zip(largest_first, pool.map(sha256, (tensors[name] for name in largest_first)), strict=True))
     return {name: found[name] for name in tensors}
+
+
+def _stored(tensor: LazyTensor) -> Iterator[memoryview]:
+    """The bytes of a tensor's rows, a piece at a time, each good until the next is asked for."""
+    if not isinstance(tensor, FileTensor) or tensor.strides:
+        yield from (tensor.read(*rows).reshape(-1).view(np.uint8).data for rows in row_ranges(tensor))
+        return
+    buffer = memoryview(bytearray(min(PIECE, tensor.nbytes)))
+    for start in range(0, tensor.nbytes, PIECE):
+        piece = buffer[: tensor.nbytes - start]
+        tensor.file.read_into(piece, tensor.offset + start)
+        yield piece
 
 
 def _weights(common: Hub, stored: Mapping[str, str], threads: int | None) -> str:
