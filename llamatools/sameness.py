@@ -20,7 +20,7 @@ SCHEMAS = {name: f"llamatools.{name}/1" for name in ("hash", "diff", "against")}
 class Shown:
     """table and lines: for people. facts: the same as JSON. sound: whether nothing was found wrong or different."""
 
-    table: Table
+    table: Table | None
     lines: Sequence[str]
     facts: dict[str, Any]
     sound: bool
@@ -48,6 +48,21 @@ def digests(path: Path, match: str | None, threads: int | None, on_progress: OnP
     }
     sound = not any(finding.severity == "error" for finding in found.findings)
     return Shown(table, lines + _finding_lines(found.findings), facts, sound)
+
+
+def undigested(path: Path, findings: Sequence[Finding]) -> Shown:
+    """--hash for a file that cannot be read whole: what is wrong with it, and no digest."""
+    facts = {
+        "schema": SCHEMAS["hash"],
+        "path": printable(str(path)),
+        "weights": None,
+        "metadata": None,
+        "checked": 0,
+        "tensors": [],
+        "findings": [finding_json(finding) for finding in findings],
+    }
+    lines = [f"{printable(str(path))}: not hashed, since it is not whole", *_finding_lines(findings)]
+    return Shown(None, lines, facts, sound=False)
 
 
 def diff(a: Path, b: Path, match: str | None, threads: int | None, on_progress: OnProgress) -> Shown:

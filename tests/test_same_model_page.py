@@ -63,6 +63,17 @@ def test_json_and_exit_codes(folder: Path, tmp_path: Path) -> None:
     [
         (["--hash", "--diff", "small.gguf"], "--hash, --diff, --against: one at a time\n"),
         (["--imatrix", "i.dat"], "--imatrix: only --against makes use of it\n"),
+        (["--full", "--tensors"], "--full: only --metadata and --json make use of it\n"),
+        (["--force"], "--force: only --html makes use of it\n"),
+        *(
+            (["--hash", *option], f"{option[0]}: --hash makes no use of it. Ask for one at a time\n")
+            for option in (
+                *(["--tensors"], ["--metadata"], ["--layout"], ["--residency"], ["--memory"], ["--scan"]),
+                *(["--html", "page.html"], ["--align", "32"]),
+            )
+        ),
+        (["--diff", "small.gguf", "--scan"], "--scan: --diff makes no use of it. Ask for one at a time\n"),
+        (["--against", "small.gguf", "--layout"], "--layout: --against makes no use of it. Ask for one at a time\n"),
         (["small.gguf", "--diff", "model.gguf"], "--diff: takes one PATH, not 2\n"),
         (["small.gguf", "--against", "model.gguf"], "--against: takes one PATH, not 2\n"),
     ],
@@ -70,3 +81,18 @@ def test_json_and_exit_codes(folder: Path, tmp_path: Path) -> None:
 def test_requests_that_cannot_be_met(folder: Path, arguments: list[str], line: str) -> None:
     done = run(folder, "inspect", "model.gguf", *arguments)
     assert (done.returncode, done.stderr) == (2, line)
+
+
+@pytest.mark.parametrize("kept", [100, 3000, -40])
+def test_what_cannot_be_hashed_whole_is_explained(kept: int, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes((folder / "model.gguf").read_bytes()[:kept])
+    done = run(tmp_path, "inspect", "--hash", "cut.gguf")
+    shown, why = done.stdout.splitlines()[:2]
+    assert (done.returncode, done.stderr) == (1, "")
+    assert shown == "cut.gguf: not hashed, since it is not whole"
+    assert why.startswith("error: truncated: ") or why.startswith("error: damaged: ")
+    facts = json.loads(run(tmp_path, "inspect", "--hash", "cut.gguf", "--json").stdout)
+    assert facts["weights"] is None
+    assert why == f"error: {facts['findings'][0]['code']}: {facts['findings'][0]['where']}: " + (
+        f"{facts['findings'][0]['what']}. {facts['findings'][0]['remedy']}"
+    )

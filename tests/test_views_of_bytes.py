@@ -232,7 +232,7 @@ def test_memory_on_the_command_line(run: Run, tmp_path: Path) -> None:  # noqa: 
     assert [need["nbytes"] for need in facts[:2]] == [path.stat().st_size, 2 * 1 * 2 * 8 * 64 * 4]
     for arguments, message in (
         (["--memory", "--context", 65], "--context: 65 tokens are more than the 64 of the model's context\n"),
-        (["--context", 9], "--context: says how many tokens --memory counts with. Add --memory\n"),
+        (["--context", 9], "--context: only --memory makes use of it\n"),
         ([path, "--html", tmp_path / "p.html"], "--html: a page shows one model, and 2 are named\n"),
     ):
         assert run("inspect", path, *arguments) == (2, "", message)

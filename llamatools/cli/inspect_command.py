@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from ..check.memory import Need
     from ..check.residency import Residency
     from ..layout import Layout
+    from ..sameness import Shown
+
+# Ways to look at weights, each by itself, and the options that they make no use of.
+WAYS = ("--hash", "--diff", "--against")
+OTHER_VIEWS = ("--tensors", "--metadata", "--layout", "--residency", "--memory", "--html", "--align", "--scan")
+# Options of options: each needs one of those behind it.
+NEEDS = {
+    "--full": ("--metadata", "--json"),
+    "--imatrix": ("--against",),
+    "--context": ("--memory",),
+    "--force": ("--html",),
+}
 
 
 def inspect(
@@ -69,12 +81,17 @@ def inspect(
     """Show what is in a model file, where, and what is wrong with it. Nothing in it is executed."""
     from .. import overview, views
 
-    if hashes or other or against or imatrix:
-        raise typer.Exit(_compare(paths, hashes, other, against, imatrix, match, threads, as_json))
+    _check_options({
+        "--hash": hashes, "--diff": other, "--against": against, "--tensors": tensors, "--metadata": metadata,
+        "--layout": layout_strip, "--residency": residency, "--memory": memory, "--html": html, "--align": align,
+        "--scan": scan, "--full": full, "--json": as_json, "--imatrix": imatrix, "--context": context, "--force": force,
+    })  # fmt: skip
+    if hashes:
+        raise typer.Exit(_hash(paths, match, threads, as_json))
+    if other or against:
+        raise typer.Exit(_compare(paths, other, against, imatrix, match, threads, as_json))
     if html is not None and len(paths) > 1:
         raise UsageError(f"a page shows one model, and {len(paths)} are named", where="--html")
-    if context is not None and not memory:
-        raise UsageError("says how many tokens --memory counts with. Add --memory", where="--context")
     is_view = tensors or metadata or layout_strip or residency or memory or match is not None
     code, reports = 0, []
     for n, path in enumerate(paths):
@@ -122,9 +139,36 @@ def inspect(
     raise typer.Exit(code)
 
 
+def _check_options(given: dict[str, Any]) -> None:
+    """Raises UsageError for options that would have no effect. given: option -> what it was given, if anything."""
+    ways = [option for option in WAYS if given[option]]
+    if len(ways) > 1:
+        raise UsageError("one at a time", where=", ".join(WAYS))
+    idle = [option for option in OTHER_VIEWS if ways and given[option]]
+    if idle:
+        raise UsageError(f"{ways[0]} makes no use of it. Ask for one at a time", where=idle[0])
+    for option, users in NEEDS.items():
+        if given[option] and not any(given[user] for user in users):
+            raise UsageError(f"only {' and '.join(users)} make{'s' * (len(users) == 1)} use of it", where=option)
+
+
+def _hash(paths: list[Path], match: str | None, threads: int | None, as_json: bool) -> int:
+    """--hash; the exit code. Of a file that cannot be read whole, what is wrong with it is shown instead."""
+    from .. import sameness
+
+    shown = []
+    for path in paths:
+        layout, findings = _inspected(path, None, False, None)
+        if layout.problems:
+            shown.append(sameness.undigested(path, findings))
+            continue
+        with Bar() as bar:
+            shown.append(sameness.digests(path, match, threads, bar))
+    return _print_shown(shown, as_json)
+
+
 def _compare(
     paths: list[Path],
-    hashes: bool,
     other: Path | None,
     against: Path | None,
     imatrix: Path | None,
@@ -132,29 +176,27 @@ def _compare(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """--hash, --diff and --against; the exit code."""
+    """--diff and --against; the exit code."""
     from .. import sameness
 
-    if hashes + (other is not None) + (against is not None) > 1:
-        raise UsageError("one at a time", where="--hash, --diff, --against")
-    if imatrix and not against:
-        raise UsageError("only --against makes use of it", where="--imatrix")
-    if not hashes and len(paths) > 1:
+    if len(paths) > 1:
         raise UsageError(f"takes one PATH, not {len(paths)}", where="--diff" if other else "--against")
-    shown = []
-    for path in paths:
-        with Bar() as bar:
-            if other:
-                shown.append(sameness.diff(path, other, match, threads, bar))
-            elif against:
-                shown.append(sameness.prove(path, against, imatrix, match, threads, bar))
-            else:
-                shown.append(sameness.digests(path, match, threads, bar))
+    with Bar() as bar:
+        if other:
+            shown = sameness.diff(paths[0], other, match, threads, bar)
+        else:
+            assert against is not None, "one of the two is given"
+            shown = sameness.prove(paths[0], against, imatrix, match, threads, bar)
+    return _print_shown([shown], as_json)
+
+
+def _print_shown(shown: list[Shown], as_json: bool) -> int:
     if as_json:
         print_json(shown[0].facts if len(shown) == 1 else [each.facts for each in shown])
     for each in shown:
         if not as_json:
-            print_table(each.table)
+            if each.table:
+                print_table(each.table)
             for line in each.lines:
                 print(line)
     return EXIT_SOUND if all(each.sound for each in shown) else EXIT_FINDINGS
