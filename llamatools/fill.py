@@ -27,7 +27,7 @@ from .provenance import source_name
 from .tensors import Cast, FileTensor, LazyTensor, Witness
 
 CHUNK = 256 << 10  # bytes of output done at once: read, hashed and written while they are in the processor's cache
-FLOATS_CHUNK = 1 << 20  # the same where weights are quantized, in bytes of float32; fewer steps of Python count more
+FLOATS_CHUNK = 4 << 20  # the same where weights are quantized, in bytes of float32; fewer steps of Python count more
 
 Progress = Callable[[int], object]  # is told how many bytes more are done
 
