@@ -5,6 +5,7 @@ The activations of the oracle are quantized here, in numpy, as ggml's quantize_r
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import llamacpp
@@ -13,6 +14,8 @@ import pytest
 from llamatools_runtime.kernels.products import KERNELS
 from llamatools_runtime.kernels.team import Team, team
 from llamatools_runtime.weights import Matrix, matmul, matmuls
+from product_digests import digests
+from test_processors import child, lesser_tiers
 
 from llamatools import dtypes
 from llamatools.dtypes import DType
@@ -67,6 +70,19 @@ def test_products(dtype: DType, n_tokens: int) -> None:
         matrix = matrix_of(dtype, n_out, n_blocks * dtype.block_size)
         x = tokens(n_tokens, matrix.shape[1])
         check(matrix, x, matmul(matrix, x))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("n_in", [1, 16, 31, 100, 576])
+def test_plain_rows(name: str, n_in: int) -> None:
+    dtype = dtypes.named(name)
+    assert dtype.encode is not None
+    assert dtype.decode is not None
+    weights = np.random.default_rng(n_in).standard_normal((45, n_in), np.float32)
+    matrix = Matrix("w", dtype, weights.shape, dtype.encode(weights, None))
+    for x in (tokens(1, n_in), tokens(3, n_in)):
+        exact = x.astype(np.float64) @ dtype.decode(matrix.blocks).astype(np.float64).T
+        np.testing.assert_allclose(matmul(matrix, x), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED, ids=str)
@@ -161,3 +177,12 @@ def test_a_team_ends_its_threads() -> None:
     crew = Team(3)
     crew.close()
     assert not any(thread.is_alive() for thread in crew._threads)
+
+
+@pytest.mark.parametrize("tier", lesser_tiers())
+def test_every_tier_gives_the_same_bytes(tier: str) -> None:
+    """Of each way to take blocks apart and to add up, one dtype."""
+    names = ["Q4_0", "Q5_1", "Q6_K", "IQ4_XS"]
+    result = child("product_digests.py", *names, LLAMATOOLS_SIMD=tier)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == dict(digests(names))

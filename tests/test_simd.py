@@ -28,6 +28,7 @@ from llamatools.dtypes.simd import (
     address_of,
     array_at,
     bitcast,
+    bits_as_bytes,
     bits_of,
     bytes_twice,
     clamp,
@@ -456,6 +457,7 @@ def arrangements(x: Array, halves: Array, bytes_out: Array, words: Array, floats
     low, high = load(U8x16, x, 0), load(U8x16, x, 16)
     store(bytes_out, 0, joined(joined(low, high), load(U8x32, x, 32)))
     store(bytes_out, 64, lookup_bytes(BYTES, load(U8x64, x, 0) & 15))
+    store(bytes_out, 128, bits_as_bytes(0xFEDC_BA98_0000_4321))
     columns = scratch(U32x16, 6)
     load_columns(x, LANE * 50, 7, columns, 2)
     for c in range(4):
@@ -474,11 +476,12 @@ BYTES: Any = VectorConstant(I8x16, np.arange(16) * 17 - 128)
 def test_arrangements_of_bytes() -> None:
     draws = np.random.default_rng(12)
     x, halves = draws.integers(0, 256, 1000, np.uint8), draws.standard_normal(8).astype(np.float16)
-    bytes_out, words, numbers = np.zeros(128, np.uint8), np.zeros((6, 16), np.uint32), np.zeros(64, np.float32)
+    bytes_out, words, numbers = np.zeros(192, np.uint8), np.zeros((6, 16), np.uint32), np.zeros(64, np.float32)
     numbers[32:48] = values = draws.standard_normal(16).astype(np.float32)
     arrangements(x, halves.view(np.uint16), bytes_out, words, numbers)
     np.testing.assert_array_equal(bytes_out[:64], x[:64])
-    np.testing.assert_array_equal(bytes_out[64:].view(np.int8), (np.arange(16) * 17 - 128)[x[:64] & 15])
+    np.testing.assert_array_equal(bytes_out[64:128].view(np.int8), (np.arange(16) * 17 - 128)[x[:64] & 15])
+    np.testing.assert_array_equal(bytes_out[128:], [0xFEDC_BA98_0000_4321 >> k & 1 for k in range(64)])
     rows = np.stack([x[50 * r + 7 : 50 * r + 23].view("<u4") for r in range(16)])
     np.testing.assert_array_equal(words[:4], rows.T)
     np.testing.assert_array_equal(words[4], np.repeat(words[0][8:12], 4))

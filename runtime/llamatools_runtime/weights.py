@@ -21,6 +21,7 @@ from llamatools.errors import FormatError, UnsupportedError, in_file
 from llamatools.layout import Layout, PlacedTensor
 
 from . import guard
+from .kernels.products import has_kernel, products
 
 Ids = NDArray[np.int64]  # (n_tokens,)
 
@@ -64,9 +65,11 @@ def matmuls(matrices: Sequence[Matrix], x: Floats, *, float32: bool = False) -> 
     quantized once for all matrices. Where a dtype has no such kernel, and everywhere if float32 is set, rows are
     decoded instead and x is left as it is.
     """
-    from .kernels.products import has_kernel, products  # here, since it imports Numba
-
-    in_place = [matrix for matrix in matrices if not float32 and has_kernel(matrix.dtype)]
+    in_place = [
+        matrix
+        for matrix in matrices
+        if has_kernel(matrix.dtype, len(x)) and not (float32 and matrix.dtype.is_quantized)
+    ]
     results = iter(products(in_place, x) if in_place else [])
     return [next(results) if matrix in in_place else _decoded_matmul(matrix, x) for matrix in matrices]
 

@@ -10,7 +10,7 @@ Importing this package imports Numba, which takes a moment: only modules of kern
 
 from __future__ import annotations
 
-from .dot import bytes_twice, dot, dot_tokens, dot_two, joined, load_columns, lookup_bytes, spread
+from .dot import bits_as_bytes, bytes_twice, dot, dot_tokens, dot_two, joined, load_columns, lookup_bytes, spread
 from .functions import (
     bitcast,
     bits_of,
@@ -74,6 +74,7 @@ __all__ = [
     "address_of",
     "array_at",
     "bitcast",
+    "bits_as_bytes",
     "bits_of",
     "bytes_twice",
     "clamp",

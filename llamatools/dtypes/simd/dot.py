@@ -76,6 +76,16 @@ def bytes_twice(typing: Any, low: Any, high: Any) -> Any:
 
 
 @intrinsic
+def bits_as_bytes(typing: Any, bits: Any) -> Any:
+    """The 64 bits of a number, each as a byte, 0 or 1, from the least on: a U8x64."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.zext(builder.bitcast(args[0], ir.VectorType(ir.IntType(1), 64)), U8x64.llvm)
+
+    return U8x64(types.uint64), lower
+
+
+@intrinsic
 def lookup_bytes(typing: Any, table: Any, index: Any) -> Any:
     """table[index] per lane: sixteen I8x16, looked up by codes, U8x64, below 16."""
     if table is not I8x16 or index is not U8x64:

@@ -61,10 +61,10 @@ def _rows_with_minima(job: int, start: int, stop: int, codes_of: Any, nbytes: in
             for line in range(0, nbytes, 64):
                 prefetch(blocks, p + AHEAD + line)
             scales, minima = _scales_and_minima(blocks, p)
-            product = _scaled(fields, codes_of(blocks, p, 0), b, scales, 0)
-            product = product + _scaled(fields, codes_of(blocks, p, 1), b, scales, 1)
-            product = product + _scaled(fields, codes_of(blocks, p, 2), b, scales, 2)
-            product = product + _scaled(fields, codes_of(blocks, p, 3), b, scales, 3)
+            product = scaled(fields, codes_of(blocks, p, 0), b, scales, 0)
+            product = product + scaled(fields, codes_of(blocks, p, 1), b, scales, 1)
+            product = product + scaled(fields, codes_of(blocks, p, 2), b, scales, 2)
+            product = product + scaled(fields, codes_of(blocks, p, 3), b, scales, 3)
             least = minima * load(I32x16, sums, 16 * b)
             total = total + convert(F32x16, product) * (load_half(blocks, p) * d[8 * b])
             total = total - convert(F32x16, least) * (load_half(blocks, p + 2) * d[8 * b])
@@ -83,7 +83,7 @@ def _scales_and_minima(blocks: Any, p: int) -> tuple[Any, Any]:
 
 
 @inlined
-def _scaled(fields: Any, codes: Any, b: int, scales: Any, c: int) -> Any:
+def scaled(fields: Any, codes: Any, b: int, scales: Any, c: int) -> Any:
     """The products of codes 64 c to 64 c + 63 of block b, times their scales."""
     x = load(I8x64, array_at(I8x64, fields[CODES]), 256 * b + 64 * c)
     return dot(codes, x) * spread(scales, c)
@@ -132,10 +132,10 @@ def q6_k_by_vector(job: int, start: int, stop: int) -> None:
                 prefetch(blocks, p + AHEAD + line)
             scales = convert(I32x16, load(I8x16, blocks, p + Q6_K.scales))
             product = -32 * (scales * load(I32x16, sums, 16 * b))
-            product = product + _scaled(fields, _q6_k(blocks, p, 0), b, scales, 0)
-            product = product + _scaled(fields, _q6_k(blocks, p, 1), b, scales, 1)
-            product = product + _scaled(fields, _q6_k(blocks, p, 2), b, scales, 2)
-            product = product + _scaled(fields, _q6_k(blocks, p, 3), b, scales, 3)
+            product = product + scaled(fields, _q6_k(blocks, p, 0), b, scales, 0)
+            product = product + scaled(fields, _q6_k(blocks, p, 1), b, scales, 1)
+            product = product + scaled(fields, _q6_k(blocks, p, 2), b, scales, 2)
+            product = product + scaled(fields, _q6_k(blocks, p, 3), b, scales, 3)
             total = total + convert(F32x16, product) * (load_half(blocks, p + Q6_K.d) * d[8 * b])
         y[row] = reduce_add(total)
 
@@ -145,9 +145,9 @@ def q6_k_by_vector(job: int, start: int, stop: int) -> None:
 
 @inlined
 def _unpack_header(blocks: Any, starts: Any, columns: Any, scales: Any, minima: Any) -> None:
-    """d, dmin and the twelve bytes of scales and minima, with which Q4_K and Q5_K begin."""
+    """d, dmin and the twelve bytes of scales and minima, with which Q4_K and Q5_K begin. Minima are subtracted."""
     load_columns(blocks, starts, 0, columns, 0)
-    d, dmin = low_halves(columns[0]), low_halves(columns[0] >> 16)
+    d, dmin = low_halves(columns[0]), -low_halves(columns[0] >> 16)
     for j in range(4):
         scales[j] = d * _whole(columns[1] >> (8 * j) & 63)
         minima[j] = dmin * _whole(columns[2] >> (8 * j) & 63)
@@ -210,14 +210,14 @@ def _unpack_q6_k(blocks: Any, starts: Any, n: int, columns: Any, codes: Any, sca
 def _accumulate_q4_k(
     codes: Any, scales: Any, minima: Any, n: int, fields: Any, b: int, first: int, n_tokens: int, totals: Any
 ) -> None:
-    accumulate_with_minima(codes, scales, minima, 15, fields, b, first, n_tokens, totals)
+    accumulate_with_minima(codes, scales, minima, 15, n, fields, b, first, n_tokens, totals)
 
 
 @inlined
 def _accumulate_q5_k(
     codes: Any, scales: Any, minima: Any, n: int, fields: Any, b: int, first: int, n_tokens: int, totals: Any
 ) -> None:
-    accumulate_with_minima(codes, scales, minima, 31, fields, b, first, n_tokens, totals)
+    accumulate_with_minima(codes, scales, minima, 31, n, fields, b, first, n_tokens, totals)
 
 
 @inlined

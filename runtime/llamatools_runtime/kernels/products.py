@@ -31,12 +31,14 @@ from .job import (
 )
 from .team import Team, kernel, team
 
-# dtype: the module of its kernels, and the columns that share a scale where activations are quantized for it
+# dtype: the module of its kernels, and the columns that share a scale where activations are quantized for it; for those
+# that are not, and have a kernel for one token only, 0
 KERNELS = {
-    "Q4_0": ("legacy", 32),
-    "Q4_K": ("k_quants", 256),
-    "Q5_K": ("k_quants", 256),
-    "Q6_K": ("k_quants", 256),
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), ("legacy", 32)),
+    **dict.fromkeys(("Q4_K", "Q5_K", "Q6_K"), ("k_quants", 256)),
+    "IQ4_NL": ("nonlinear", 32),
+    "IQ4_XS": ("nonlinear", 256),
+    **dict.fromkeys(("F32", "F16", "BF16"), ("plain", 0)),
 }
 CHUNK = 1 << 17  # bytes of a matrix that a thread takes at a time, when there is one token
 TILE = 16  # rows that it takes, when there are many
@@ -55,9 +57,9 @@ class MatrixInPlace(Protocol):
     def blocks(self) -> Blocks: ...
 
 
-def has_kernel(dtype: DType) -> bool:
-    """Whether rows of the dtype can be multiplied without decoding them."""
-    return dtype.name in KERNELS
+def has_kernel(dtype: DType, n_tokens: int) -> bool:
+    """Whether rows of the dtype can be multiplied by so many tokens without decoding them."""
+    return dtype.name in KERNELS and (dtype.is_quantized or n_tokens == 1)
 
 
 def products(matrices: Sequence[MatrixInPlace], x: Floats) -> list[Floats]:
@@ -79,8 +81,9 @@ def products(matrices: Sequence[MatrixInPlace], x: Floats) -> list[Floats]:
 
 def _run(pairs: list[tuple[MatrixInPlace, Floats]], x: Floats, columns: int, threads: Team) -> None:
     activations = _Activations(x)
-    quantization = _job(f"activations.quantize_by_{columns}", len(x), TOKENS, activations.places)
-    threads.run(np.array([quantization], np.int64))
+    if columns:
+        quantization = _job(f"activations.quantize_by_{columns}", len(x), TOKENS, activations.places)
+        threads.run(np.array([quantization], np.int64))
     threads.run(np.array([_product(matrix, y, activations) for matrix, y in pairs], np.int64))
 
 

@@ -86,25 +86,20 @@ def accumulate(
 
 @inlined
 def accumulate_with_minima(
-    codes: Any, scales: Any, minima: Any, most: int, fields: Any, b: int, first: int, n_tokens: int, totals: Any
+    codes: Any, scales: Any, minima: Any, most: int, n: int, fields: Any, b: int, first: int, n_tokens: int, totals: Any
 ) -> None:
-    """Adds (scale * code - minimum) * x of 256 columns, those from block b on, which share x's scale, to the totals."""
+    """Adds (scale * code + minimum) * x of n times 32 columns, those from block b on, to the totals."""
     x, d, sums = array_at(I8x16, fields[CODES]), array_at(F32x16, fields[SCALES]), array_at(F32x16, fields[SUMS])
     for t in range(0, n_tokens, 4):
-        part0 = splat(F32x16, 0)
-        part1, part2, part3 = part0, part0, part0
-        for i in range(8):
+        total0, total1, total2, total3 = totals[t], totals[t + 1], totals[t + 2], totals[t + 3]
+        for i in range(n):
             j = (b + i) * fields[N_PADDED] + first + t
             dots = dot_tokens(codes, 8 * i, 8, most, x, 32 * j, 32)
-            part0 = part0 + (convert(F32x16, dots[0]) * scales[i] - minima[i] * sums[j])
-            part1 = part1 + (convert(F32x16, dots[1]) * scales[i] - minima[i] * sums[j + 1])
-            part2 = part2 + (convert(F32x16, dots[2]) * scales[i] - minima[i] * sums[j + 2])
-            part3 = part3 + (convert(F32x16, dots[3]) * scales[i] - minima[i] * sums[j + 3])
-        j = b * fields[N_PADDED] + first + t
-        totals[t] = totals[t] + part0 * d[j]
-        totals[t + 1] = totals[t + 1] + part1 * d[j + 1]
-        totals[t + 2] = totals[t + 2] + part2 * d[j + 2]
-        totals[t + 3] = totals[t + 3] + part3 * d[j + 3]
+            total0 = total0 + (convert(F32x16, dots[0]) * scales[i] + minima[i] * sums[j]) * d[j]
+            total1 = total1 + (convert(F32x16, dots[1]) * scales[i] + minima[i] * sums[j + 1]) * d[j + 1]
+            total2 = total2 + (convert(F32x16, dots[2]) * scales[i] + minima[i] * sums[j + 2]) * d[j + 2]
+            total3 = total3 + (convert(F32x16, dots[3]) * scales[i] + minima[i] * sums[j + 3]) * d[j + 3]
+        totals[t], totals[t + 1], totals[t + 2], totals[t + 3] = total0, total1, total2, total3
 
 
 @inlined
