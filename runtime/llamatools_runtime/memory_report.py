@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ class Look:
     def cached(self) -> int:
         """Bytes of the model's files in the page cache, in whole pages."""
         return sum(int((found.stops - found.starts).sum()) for found in self.resident.values())
+
+    def as_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return {**asdict(self.counters), "model_in_page_cache": self.cached}
 
 
 class Watch:
@@ -75,6 +79,24 @@ class Kind:
     resident: dict[str, int]
 
 
+def kinds(layout: Layout, looks: Mapping[str, Look]) -> list[Kind]:
+    """The tensors by kind, in the file's order. looks: by stage."""
+    groups: dict[str, list[PlacedTensor]] = {}
+    for tensor in layout.tensors:
+        groups.setdefault(kind_of(tensor.name), []).append(tensor)
+    found = []
+    for name, tensors in groups.items():
+        pages = {stage: [_pages(layout, look, tensor) for tensor in tensors] for stage, look in looks.items()}
+        resident = {stage: PAGE * sum(n for _, n in of_stage) for stage, of_stage in pages.items()}
+        page_nbytes = PAGE * sum(n for n, _ in pages[STAGES[-1]])
+        found.append(Kind(name, len(tensors), sum(t.nbytes for t in tensors), page_nbytes, resident))
+    return found
+
+
+def _pages(layout: Layout, look: Look, tensor: PlacedTensor) -> tuple[int, int]:
+    return look.resident[layout.files[tensor.file].path].pages(tensor)
+
+
 @dataclass(frozen=True)
 class MemoryReport:
     """What was measured, and beside it what `inspect --memory` estimates.
@@ -91,30 +113,12 @@ class MemoryReport:
     steady_seconds: float | None
     estimate: list[Need]
 
-    def kinds(self) -> list[Kind]:
-        """The tensors by kind, in the file's order."""
-        groups: dict[str, list[PlacedTensor]] = {}
-        for tensor in self.layout.tensors:
-            groups.setdefault(kind_of(tensor.name), []).append(tensor)
-        found = []
-        for name, tensors in groups.items():
-            pages = {stage: [self._pages(look, tensor) for tensor in tensors] for stage, look in self.looks.items()}
-            resident = {stage: PAGE * sum(n for _, n in of_stage) for stage, of_stage in pages.items()}
-            page_nbytes = PAGE * sum(n for n, _ in pages[STAGES[-1]])
-            found.append(Kind(name, len(tensors), sum(t.nbytes for t in tensors), page_nbytes, resident))
-        return found
-
-    def _pages(self, look: Look, tensor: PlacedTensor) -> tuple[int, int]:
-        return look.resident[self.layout.files[tensor.file].path].pages(tensor)
-
     def as_dict(self) -> dict[str, Any]:
         """For JSON: bytes, seconds, counts; by stage what was counted, by tensor the part in the page cache."""
-        stages = {
-            stage: {**asdict(look.counters), "model_in_page_cache": look.cached} for stage, look in self.looks.items()
-        }
+        stages = {stage: look.as_dict() for stage, look in self.looks.items()}
         tensors = [
-            {"name": tensor.name, "pages": self._pages(self.looks[STAGES[-1]], tensor)[0]}
-            | {"resident": {stage: self._pages(look, tensor)[1] for stage, look in self.looks.items()}}
+            {"name": tensor.name, "pages": _pages(self.layout, self.looks[STAGES[-1]], tensor)[0]}
+            | {"resident": {stage: _pages(self.layout, look, tensor)[1] for stage, look in self.looks.items()}}
             for tensor in self.layout.tensors
         ]
         memory = {
@@ -123,7 +127,7 @@ class MemoryReport:
             "seconds": {"map": self.map_seconds, "first_token": self.first_seconds, "steady": self.steady_seconds},
             "stages": stages,
             "meanings": MEANINGS,
-            "kinds": [asdict(kind) for kind in self.kinds()],
+            "kinds": [asdict(kind) for kind in kinds(self.layout, self.looks)],
             "tensors": tensors,
             "estimate": {need.name: need.nbytes for need in self.estimate},
         }
@@ -171,7 +175,7 @@ class MemoryReport:
                 human_bytes(kind.nbytes),
                 *(f"{100 * nbytes / kind.page_nbytes:.1f}%" if nbytes else "0" for nbytes in kind.resident.values()),
             )
-            for kind in self.kinds()
+            for kind in kinds(self.layout, self.looks)
         ]
         headings = ("kind", "n", "size", *self.looks)
         for line in Table(headings, rows, frozenset(range(1, len(headings)))).lines():
