@@ -50,7 +50,7 @@ def facts(layout: Layout) -> Iterator[tuple[str, str]]:
     yield "format", f"{layout.format}, {human_bytes(layout.size)}"
     if layout.stopped_at is not None:
         yield "read to", f"byte {layout.stopped_at} of {layout.size}; the header cannot be understood from there on"
-    model = [_text(layout, "general.name"), _text(layout, "general.size_label"), _text(layout, "general.architecture")]
+    model = [_text(layout, "general.name"), _text(layout, "general.architecture")]
     if any(model):
         yield "model", ", ".join(part for part in model if part)
     if layout.tensors:
@@ -58,7 +58,7 @@ def facts(layout: Layout) -> Iterator[tuple[str, str]]:
     if layout.hparams:
         h = layout.hparams
         scaled = f", scaled by {h.rope_scaling.factor:g}" if h.rope_scaling else ""
-        yield "shape", f"{h.n_layers} layers, dim {h.dim}, hidden {h.hidden_dim}, norm_eps {h.norm_eps:.3g}"
+        yield "shape", f"{_plural(h.n_layers, 'layer')}, dim {h.dim}, hidden {h.hidden_dim}, norm_eps {h.norm_eps:.3g}"
         yield "heads", f"{h.n_heads} of width {h.head_dim}, {h.n_kv_heads} for keys and values"
         yield "context", f"{h.max_seq_len} tokens, rope_theta {h.rope_theta:g}{scaled}"
     if layout.tokenizer:
@@ -78,20 +78,23 @@ def _weights(layout: Layout) -> Iterator[tuple[str, str]]:
     bits = f", {8 * nbytes / layout.n_weights:.2f} bits per weight" if layout.n_weights else ""
     yield "parameters", f"{human_count(layout.n_weights)} in {_plural(len(layout.tensors), 'tensor')}{bits}"
     by_dtype = layout.nbytes_by_dtype()
-    parts = [f"{dtype} {human_bytes(n)}{f' ({n / nbytes:.0%})' if nbytes else ''}" for dtype, n in by_dtype.items()]
+    parts = [
+        f"{dtype} {human_bytes(n)}{f' ({_percent(n / nbytes)})' if nbytes else ''}" for dtype, n in by_dtype.items()
+    ]
     yield "dtypes", ", ".join(parts)
 
 
 def _alignment(layout: Layout) -> Iterator[tuple[str, str]]:
     found = mapping(layout)
-    promised = f", where the file promises {layout.alignment}" if layout.alignment else ""
-    yield "alignment", f"{found.alignment} holds for every tensor{promised}"
+    needs = f"its dtypes need {found.needed}"
+    promised = f"the file promises {layout.alignment}, {needs}" if layout.alignment else needs
+    yield "alignment", f"{found.alignment} holds for every tensor; {promised}"
     if found.in_place:
-        whole = f"in place, without a copy (its dtypes need {found.needed})"
+        whole = "in place, without a copy"
     else:
-        whole = f"but {_plural(len(found.copied), 'tensor')} must be copied to be used"
+        whole = f"{_plural(len(found.copied), 'tensor')} must be copied to be used"
     pages = f"each tensor begins with a page of {PAGE}" if found.by_pages else f"tensors share pages of {PAGE}"
-    yield "mapping", f"{whole}; {pages}"
+    yield "mapping", f"{whole}; {pages} bytes"
 
 
 def _text(layout: Layout, key: str) -> str | None:
@@ -111,6 +114,10 @@ def _wrapped(label: str, text: str) -> list[str]:
 
 def _plural(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _percent(part: float) -> str:
+    return "<1%" if 0 < part < 0.005 else f"{part:.0%}"
 
 
 def human_count(n: int) -> str:

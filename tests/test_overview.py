@@ -12,7 +12,9 @@ from test_cli import Run, run  # noqa: F401 (a fixture)
 from test_impostors import POINTER
 
 from llamatools.check import Finding
-from llamatools.overview import finding_lines, human_count, verdict
+from llamatools.dtypes import BF16, F16
+from llamatools.layout import File, Layout, PlacedTensor
+from llamatools.overview import facts, finding_lines, human_count, verdict
 
 START = data_start()
 END = START + 42_368
@@ -27,15 +29,24 @@ def test_a_sound_file(run: Run, tmp_path: Path) -> None:  # noqa: F811
         "model       llama\n"
         "parameters  10,592 in 11 tensors, 32.00 bits per weight\n"
         "dtypes      F32 42,368 bytes (100%)\n"
-        "shape       1 layers, dim 32, hidden 64, norm_eps 1e-05\n"
+        "shape       1 layer, dim 32, hidden 64, norm_eps 1e-05\n"
         "heads       4 of width 8, 2 for keys and values\n"
         "context     64 tokens, rope_theta 10000\n"
         "tokenizer   llama (default), 40 tokens, bos 1, eos 2, unknown 0\n"
-        f"alignment   {(START | 128) & -(START | 128)} holds for every tensor, where the file promises 32\n"
-        "mapping     in place, without a copy (its dtypes need 4); tensors share pages of\n"
-        "            4096\n"
+        f"alignment   {(START | 128) & -(START | 128)} holds for every tensor; "
+        "the file promises 32, its dtypes need 4\n"
+        "mapping     in place, without a copy; tensors share pages of 4096 bytes\n"
         "verdict     sound\n"
     )
+
+
+def test_names_and_small_parts(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    named = [key("general.name", scalar(STRING, "Some Llama 7M")), key("general.size_label", scalar(STRING, "7M"))]
+    _, out, _ = run("inspect", written(tmp_path / "m.gguf", llama(more_keys=named)))
+    assert "model       Some Llama 7M, llama\n" in out  # the size stands in the next line
+    placed = (PlacedTensor("a", F16, (10, 100), 0, 2000), PlacedTensor("b", BF16, (1, 1), 2000, 2))
+    layout = Layout("safetensors", (File(tmp_path / "m", 2002),), placed)
+    assert ("dtypes", "F16 2,000 bytes (100%), BF16 2 bytes (<1%)") in list(facts(layout))
 
 
 def test_a_damaged_file(run: Run, tmp_path: Path) -> None:  # noqa: F811

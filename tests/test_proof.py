@@ -10,10 +10,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from imatrix_files import write_imatrix
 from meta_checkpoints import LLAMA_2, LLAMA_3, tied, write_meta
 from numpy.typing import NDArray
 from same_models import OPTIONS, K, Q, data_of, exchange, params, state_of, write_hf
-from test_quantize import write_imatrix
 from tiny_llamas import TINY, hf_rows, random_weights, write_gguf
 
 import llamatools

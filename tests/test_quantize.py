@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import llamacpp
 import numpy as np
 import pytest
 import torch
+from imatrix_files import write_imatrix
 from meta_checkpoints import params_of, write_meta
 from tiny_llamas import Weights, random_weights, write_gguf
 
@@ -253,17 +253,6 @@ def test_quantized_weights_are_quantized_again_only_when_asked(source: Path, tmp
         if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0:
             expected = llamacpp.quantize(tensor.tensor_type, floats(originals[name]))
             assert tensor.data.tobytes() == expected.tobytes(), name
-
-
-def write_imatrix(path: Path, columns: dict[str, int], seed: int = 1) -> Path:
-    """An importance matrix in llama.cpp's older form, drawn for these tensors and numbers of columns."""
-    draws = np.random.default_rng(seed)
-    data = struct.pack("<i", len(columns))
-    for name, n in columns.items():
-        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 3, n)
-        data += (3 * draws.random(n, np.float32) ** 4).astype("<f4").tobytes()
-    path.write_bytes(data + struct.pack("<ii", 8, 4) + b"text")
-    return path
 
 
 def columns_of(path: Path) -> dict[str, int]:

@@ -26,6 +26,7 @@ import llamatools
 from llamatools import strip
 from llamatools.check import memory, residency
 from llamatools.check.extents import extents
+from llamatools.errors import FormatError
 from llamatools.page import page
 
 PAGE = residency.PAGE
@@ -169,6 +170,13 @@ def test_windows_of_a_file_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = residency.residency(path)
     assert (found.starts.tolist(), found.stops.tolist()) == ([0], [11 * PAGE])
     assert residency.residency(written(tmp_path / "empty", b"")).starts.size == 0
+
+
+def test_a_file_that_shrinks_while_it_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "f", bytes(PAGE))
+    monkeypatch.setattr(residency, "_windows", lambda size: [(0, size + PAGE)])  # what it had when its size was read
+    with pytest.raises(FormatError, match=f"^{path}: it shrank while its pages were asked for$"):
+        residency.residency(path)
 
 
 def test_residency_in_every_view(run: Run, tmp_path: Path) -> None:  # noqa: F811
