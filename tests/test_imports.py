@@ -34,6 +34,7 @@ ORDER = (
     ("cli",),
     ("__main__",),
 )
+OF_RUN = ("run_command.py", "chat.py")  # what the command `run` is made of
 RANK = {module: rank for rank, row in enumerate(ORDER) for module in row}
 HEAVY = {"torch", "numba", "sentencepiece", "tokenizers", "safetensors", "typer", "rich", "tqdm", "transformers"}
 
@@ -76,7 +77,7 @@ def test_heavy_packages_stay_where_they_belong(path: Path) -> None:
     for name, at_top in imports(path):
         package = name.split(".")[0]
         assert package != "torch"
-        assert package != "llamatools_runtime" or (path.name == "run_command.py" and not at_top)
+        assert package != "llamatools_runtime" or (path.name in OF_RUN and not at_top)
         if package == "typer":
             assert path.parent.name == "cli"
         elif package == "numba":

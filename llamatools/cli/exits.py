@@ -47,9 +47,11 @@ def _terminate(*_: object) -> None:
 
 
 def _prepare_streams() -> None:
-    """A closed stream takes everything and keeps nothing; what stdout's encoding has no letter for is escaped."""
+    """Closed streams give nothing and keep nothing; what stdout's encoding has no letter for is escaped."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115 (for as long as the process lives)
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):

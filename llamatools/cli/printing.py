@@ -6,6 +6,9 @@ import json
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
+from unicodedata import category
+
+from ..errors import printable
 
 if TYPE_CHECKING:
     from ..strip import Line
@@ -65,7 +68,14 @@ def print_json(facts: dict[str, Any] | list[dict[str, Any]]) -> None:
 
 
 def print_text(text: str) -> None:
-    print(text, end="", flush=True)
+    """Text that a model wrote: as it is into a pipe, and so that it does nothing but be read on a terminal."""
+    print(_harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def _harmless(text: str) -> str:
+    """`text` with what controls a terminal, or turns letters around, written as escapes."""
+    controls = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(printable(c) if category(c) in controls and c not in "\n\t\u200c\u200d" else c for c in text)
 
 
 class Bar:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import EXIT_FINDINGS, UsageError
+from ..errors import EXIT_FINDINGS, FormatError, UsageError, in_file
+from .chat import converse
 from .options import Json, meta_options
 from .printing import Bar, print_json, print_report, print_text
 
@@ -16,11 +17,24 @@ if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..formats.meta import MetaOptions
 
+STDIN = Path("-")
+
 
 def run(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The GGUF file to run.")],
-    prompt: Annotated[str, typer.Option(help="The text to go on from.")] = "",
-    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.", min=0)] = 256,
+    prompt: Annotated[str | None, typer.Option(help="The text to go on from.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its text, less a last line's end, is the prompt; - is stdin.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk with the model, in the format it was trained on.")] = False,
+    chat_format: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of --chat, where the file does not tell the format.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Of --chat: instructions to the model.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens to write at most. [default: 256; of a chat, no limit]", min=0),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 samples as trained.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 is all.")] = 0,
@@ -37,7 +51,13 @@ def run(
         Path | None,
         typer.Option(metavar="FILE", help="Measure how well the model foretells this text, as llama-perplexity does."),
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Of --perplexity: tokens of a chunk. [default: 512]")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Of --perplexity: tokens of a chunk. [default: 512] Of --chat: tokens in all. [default: the model's]",
+            min=1,
+        ),
+    ] = None,
     chunks: Annotated[int | None, typer.Option(help="Of --perplexity: how many are read; all by default.")] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Of --perplexity: write it as a page for a browser.")
@@ -60,9 +80,28 @@ def run(
     from llamatools_runtime import guard
 
     guard.arm()
+    if chat:
+        others = {"--perplexity": perplexity, "--against": against, "--memory-report": memory_report, "--json": as_json}
+        _check_chat_options({**others, "--layers": layers, "--chunks": chunks, "--html": html}, prompt_file)
+        sampler = runtime.Sampler(temperature, top_k, top_p, seed)
+        first = _prompt(prompt, prompt_file) or ""
+        converse(
+            model,
+            first,
+            sampler,
+            format_name=chat_format,
+            system=system,
+            n_tokens=context,
+            max_tokens=max_tokens,
+        )
+        return
+    for name, value in (("--chat-format", chat_format), ("--system", system)):
+        if value is not None:
+            raise UsageError("it is an option of --chat, which is not given", where=name)
     _check_run_options(perplexity, against, layers, {"--context": context, "--chunks": chunks, "--html": html})
     if memory_report and (perplexity is not None or against is not None):
         raise UsageError("it goes without --perplexity and --against", where="--memory-report")
+    prompt = _prompt(prompt, prompt_file)
     options = meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
     if perplexity is not None:
         _measure(model, perplexity, against, options, context, chunks, html, force, as_json)
@@ -76,8 +115,8 @@ def run(
     if against is None:
         report = (runtime.report_memory if memory_report else runtime.run)(
             model,
-            prompt,
-            max_tokens=max_tokens,
+            prompt or "",
+            max_tokens=256 if max_tokens is None else max_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -101,6 +140,28 @@ def run(
     print_report(comparison, as_json)
     if not comparison.passed:
         raise typer.Exit(EXIT_FINDINGS)
+
+
+def _check_chat_options(others: dict[str, object], prompt_file: Path | None) -> None:
+    for name, value in others.items():
+        if value:
+            raise UsageError("it goes without --chat", where=name)
+    if prompt_file == STDIN:
+        raise UsageError("a conversation reads stdin itself", where="--prompt-file -", todo="Name a file")
+
+
+def _prompt(prompt: str | None, path: Path | None) -> str | None:
+    """What --prompt or --prompt-file says. A file's last end of line is left out, as in llama.cpp."""
+    if path is None:
+        return prompt
+    if prompt is not None:
+        raise UsageError("it goes without --prompt", where="--prompt-file")
+    with in_file("stdin" if path == STDIN else path):
+        try:
+            data = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+            return data.decode("utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"not UTF-8 text from byte {error.start} on", todo="Name a text as the prompt") from error
 
 
 def _check_run_options(

@@ -20,7 +20,7 @@ from .weights import Ids
 BATCH = 256  # tokens of a prompt computed at once; scores take n_heads * BATCH * n_ctx floats
 
 Decode = Callable[[Sequence[int]], str]
-Ending = Literal["end of text", "token limit", "context full"]
+Ending = Literal["end of text", "token limit", "context full", "interrupted"]
 
 
 @dataclass
@@ -52,21 +52,28 @@ def generate(
     max_tokens: int,
     end_ids: Collection[int] = (),
     timing: Timing | None = None,
+    cache: Cache | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[int]:
     """Yields the ids that follow `prompt`, up to max_tokens, to an end id (not yielded) or to the end of the context.
 
-    timing: is filled in on the way. Raises UsageError for an empty prompt and for one longer than the context, and
-    FormatError when the model's file changed meanwhile.
+    timing: is filled in on the way. cache: what comes before the prompt; its capacity is the context then.
+    stopped: is asked before each computation whether there should be no more of them.
+    Raises UsageError for an empty prompt and for one longer than the context, and FormatError when the model's file
+    changed meanwhile.
     """
     timing = timing or Timing()
-    context = model.hparams.max_seq_len
+    context = model.hparams.max_seq_len if cache is None else cache.capacity
     check_prompt(prompt, context)
     if max_tokens < 0:
         raise UsageError(f"at most {max_tokens} tokens were asked for: it must be 0 or more")
 
-    cache = Cache.of(model.hparams, len(prompt) + max_tokens)
+    cache = cache or Cache.of(model.hparams, len(prompt) + max_tokens)
+    timing.ending = "interrupted"
     started = time.perf_counter()
-    logits = read_prompt(model, np.array(prompt, np.int64), cache)
+    logits = read_prompt(model, np.array(prompt, np.int64), cache, stopped)
+    if logits is None:
+        return
     guard.check()
     timing.n_prompt, timing.prompt_seconds = len(prompt), time.perf_counter() - started
 
@@ -80,6 +87,8 @@ def generate(
         yield drawn
         if cache.n_past == context:
             timing.ending = "context full"
+            return
+        if stopped():
             return
         if n + 1 < max_tokens:
             logits = forward(model, np.array([drawn]), cache)
@@ -95,9 +104,11 @@ def check_prompt(prompt: Sequence[int], context: int) -> None:
         raise UsageError(f"a prompt of {len(prompt)} tokens, but the model's context is {context}")
 
 
-def read_prompt(model: Model, prompt: Ids, cache: Cache) -> Floats:
-    """The logits (1, vocab_size) after the last token of `prompt`, computed a batch at a time."""
+def read_prompt(model: Model, prompt: Ids, cache: Cache, stopped: Callable[[], bool]) -> Floats | None:
+    """The logits (1, vocab_size) after the last token of `prompt`, computed by the batch; None if stopped before."""
     for start in range(0, len(prompt), BATCH):
+        if stopped():
+            return None
         logits = forward(model, prompt[start : start + BATCH], cache, last_only=True)
     return logits
 

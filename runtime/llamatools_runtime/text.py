@@ -42,16 +42,20 @@ class TextCodec:
         self._library = makers[tokenizer.model](tokenizer)
         self.end_ids = frozenset(tokenizer.special[role] for role in ENDS if role in tokenizer.special)
 
-    def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_bos: bool | None = None, add_eos: bool | None = None, special: bool = False
+    ) -> list[int]:
         """The ids of `text`. A lone surrogate in it stands for the replacement character.
 
-        add_bos: begin with the id that begins a text; by default as the vocabulary says.
+        add_bos, add_eos: begin with the id that begins a text, end with the one that ends it; by default as the
+        vocabulary says.
         special: take special tokens that are spelled out in the text as such, and not as text.
         """
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         begin = self._tokenizer.add_bos if add_bos is None else add_bos
         bos = [self._tokenizer.special["bos"]] if begin and "bos" in self._tokenizer.special else []
-        end = [self._tokenizer.special["eos"]] if self._tokenizer.add_eos and "eos" in self._tokenizer.special else []
+        finish = self._tokenizer.add_eos if add_eos is None else add_eos
+        end = [self._tokenizer.special["eos"]] if finish and "eos" in self._tokenizer.special else []
         return bos + self._library.encode(text, special) + end
 
     def decode(self, ids: Sequence[int]) -> str:
