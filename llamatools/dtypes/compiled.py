@@ -15,9 +15,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,9 +58,13 @@ class Kernel:
             raise RuntimeError(f"{self.module}.{self.name} failed")
 
     def address(self, types: Types) -> int:
-        """Where the machine code for these types is, for kernels that call it: see runtime's kernels/atomics.py."""
+        """Where the machine code for these types is, for kernels that call it (simd/atomics.py)."""
         function = self._loaded.get(types) or self._load(types)
         return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+    def of_integers(self, n: int) -> Callable[..., object]:
+        """The kernel as a function of n integers and nothing else, whose call takes a microsecond."""
+        return partial(self._load((INTEGER,) * n), _nowhere, _nowhere)
 
     def _load(self, types: Types) -> Any:
         with _compiling:

@@ -11,6 +11,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from llamatools.errors import FormatError, UnsupportedError, in_file
 from llamatools.layout import Layout, PlacedTensor
 
 from . import guard
-from .kernels.products import has_kernel, products
+from .kernels.products import Rows, has_kernel, products
 
 Ids = NDArray[np.int64]  # (n_tokens,)
 
@@ -48,6 +49,11 @@ class Matrix:
         """The rows of these ids as float32 (n_ids, n_in)."""
         return _decode(self.dtype, self.blocks[ids])
 
+    @cached_property
+    def in_place(self) -> Rows:
+        """What there is to multiply by, without decoding anything; only of a dtype that has a kernel for it."""
+        return Rows(self.dtype, self.blocks)
+
     def vector(self) -> Floats:
         """All of a vector as float32 (n_in,)."""
         return np.ravel(self.rows(0, 1))
@@ -65,13 +71,18 @@ def matmuls(matrices: Sequence[Matrix], x: Floats, *, float32: bool = False) -> 
     quantized once for all matrices. Where a dtype has no such kernel, and everywhere if float32 is set, rows are
     decoded instead and x is left as it is.
     """
+    n_tokens = len(x)
     in_place = [
-        matrix
-        for matrix in matrices
-        if has_kernel(matrix.dtype, len(x)) and not (float32 and matrix.dtype.is_quantized)
+        has_kernel(matrix.dtype, n_tokens) and not (float32 and matrix.dtype.is_quantized) for matrix in matrices
     ]
-    results = iter(products(in_place, x) if in_place else [])
-    return [next(results) if matrix in in_place else _decoded_matmul(matrix, x) for matrix in matrices]
+    if all(in_place):
+        return products([matrix.in_place for matrix in matrices], x)
+    chosen = [matrix.in_place for matrix, is_in_place in zip(matrices, in_place, strict=True) if is_in_place]
+    results = iter(products(chosen, x) if chosen else [])
+    return [
+        next(results) if is_in_place else _decoded_matmul(matrix, x)
+        for matrix, is_in_place in zip(matrices, in_place, strict=True)
+    ]
 
 
 def _decoded_matmul(matrix: Matrix, x: Floats) -> Floats:

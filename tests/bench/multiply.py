@@ -60,7 +60,7 @@ def reading(matrices: list[Matrix]) -> Callable[[], None]:
     jobs[:, BLOCKS], jobs[:, Y] = [matrix.blocks.ctypes.data for matrix in matrices], sums.ctypes.data
 
     def read_all() -> None:
-        team().run(jobs)
+        team().run(jobs.reshape(-1).tolist())
         assert sums.any()
 
     return read_all

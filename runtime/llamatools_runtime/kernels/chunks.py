@@ -22,10 +22,21 @@ PATIENCE = 2_000  # looks before a thread that waits for others lets them have i
 
 
 @kernel
-def do_jobs(state: int, jobs: int, n_jobs: int) -> None:
-    """Does all of the jobs at the address `jobs`, together with whoever works on the state at that address."""
-    shared, all_fields = array_at(I64x16, state), array_at(I64x16, jobs)
-    total = 0
+def do_jobs(state: int, jobs: int, n_first: int, n_jobs: int) -> None:
+    """Does the jobs at the address `jobs`, together with whoever works on the state at that address.
+
+    The first n_first of them are done before the others begin, which need their results.
+    """
+    shared = array_at(I64x16, state)
+    if n_first > 0:
+        _do_together(shared, jobs, n_first)
+    if n_first < n_jobs:
+        _do_together(shared, jobs + 8 * N_FIELDS * n_first, n_jobs - n_first)
+
+
+@inlined
+def _do_together(shared: Any, jobs: int, n_jobs: int) -> None:
+    all_fields, total = array_at(I64x16, jobs), 0
     for job in range(0, n_jobs * N_FIELDS, N_FIELDS):
         n_chunks = (all_fields[job + N_ROWS] + all_fields[job + GRAIN] - 1) // all_fields[job + GRAIN]
         all_fields[job + N_CHUNKS] = n_chunks

@@ -6,17 +6,19 @@ no lock of Python's. It can therefore take no arrays; `array_at` makes one of an
 
 from __future__ import annotations
 
+# What belongs to the matrix, or to the activations where these are quantized.
 FUNCTION = 0  # address of the kernel
 N_ROWS = 1  # rows of the matrix; tokens, where activations are quantized
 GRAIN = 2  # rows that a thread takes at a time
 N_CHUNKS = 3  # N_ROWS / GRAIN, rounded up
-
 BLOCKS = 4  # the matrix, (n_rows, n_in) as its dtype stores it
-N_IN = 5  # columns
-X = 6  # float32 (n_tokens, n_in)
-N_TOKENS = 7
-Y = 8  # float32, where row 0 of token 0 goes
-Y_STRIDE = 9  # floats from a token's results to the next token's
+
+Y = 5  # float32, where row 0 of token 0 goes
+Y_STRIDE = 6  # floats from a token's results to the next token's
+
+X = 7  # float32 (n_tokens, n_in)
+N_IN = 8  # columns
+N_TOKENS = 9
 
 # Activations in eight bits, see activations.py; n_padded is n_tokens, rounded up to what is computed at once.
 N_PADDED = 10

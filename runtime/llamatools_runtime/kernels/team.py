@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import atexit
 import os
+from array import array
+from collections.abc import Sequence
 from functools import cache
 from threading import Event, Lock, Thread
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llamatools.dtypes.compiled import Kernel
 
-Integers = NDArray[np.int64]
+from .job import N_FIELDS
 
 STATE_SIZE = 32  # of chunks.py
 
@@ -42,19 +43,21 @@ class Team:
         self._state = np.zeros(STATE_SIZE, np.int64)
         self._address = int(self._state.ctypes.data)
         self._one_at_a_time = Lock()
+        self._do_jobs = kernel("chunks.do_jobs").of_integers(4)
         self._closed = False
         self._awake = [Event() for _ in range(n_threads - 1)]
         self._threads = [Thread(target=self._serve, args=(event,), daemon=True) for event in self._awake]
         for thread in self._threads:
             thread.start()
 
-    def run(self, jobs: Integers) -> None:
-        """Does all rows of all jobs, (n_jobs, N_FIELDS), of which N_CHUNKS is filled in here."""
+    def run(self, jobs: Sequence[int], n_first: int = 0) -> None:
+        """Does all rows of all jobs, each N_FIELDS integers; the first n_first jobs before the others begin."""
+        record = array("q", jobs)
         with self._one_at_a_time:
             for event in self._awake:
                 if not event.is_set():
                     event.set()
-            kernel("chunks.do_jobs")(self._address, jobs.ctypes.data, len(jobs))
+            self._do_jobs(self._address, record.buffer_info()[0], n_first, len(jobs) // N_FIELDS)
 
     def close(self) -> None:
         """Ends the threads."""
