@@ -110,6 +110,9 @@ def parse_setting(key: str, text: str, present: Value | None) -> Value:
     raise UsageError(f"{text!r} is no {kind}", where=where)
 
 
+ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads keys over all their bits
+
+
 class Strings(Sequence[str]):
     """An array of strings that stay bytes in their buffer until asked for, since a vocabulary has 100,000 of them.
 
@@ -144,6 +147,20 @@ class Strings(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
             yield bytes(self.buffer[start:end]).decode("utf-8", "surrogateescape")
+
+    def n_distinct(self) -> int:
+        """How many different strings there are. Only those alike in length, first and last 8 bytes are decoded."""
+        padded = b"".join((bytes(8), self.buffer, bytes(8)))
+        words = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))  # the 8 bytes from each byte on
+        lengths = self.ends - self.starts
+        short = np.clip(8 - lengths, 0, 8).astype(np.uint64)  # bytes that are no part of a string of less than 8
+        last = np.where(short < 8, words[self.ends] >> 8 * short << 8 * short, 0)
+        first = np.where(lengths > 8, words[self.starts + 8], 0)
+        keys = (last * ODD) ^ (first + lengths.astype(np.uint64) * ODD)  # equal for equal strings, rarely for others
+        in_order = np.sort(keys)
+        repeated = in_order[1:][in_order[1:] == in_order[:-1]]
+        alike = np.flatnonzero(np.isin(keys, repeated)) if len(repeated) else repeated
+        return len(self) - len(alike) + len({self[n] for n in alike.tolist()})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from gguf_files import I32, STRING, U8, U32, U64, Tensor, array, build, key, scalar
 from llama_files import data_start, llama, written
+from same_models import state_of, write_hf
 from test_gguf_split import shard
 from test_impostors import POINTER
 from test_safetensors import file_of
@@ -294,6 +296,23 @@ PLANTED: dict[str, tuple[bytes, list[str]]] = {
             "another model",
         ],
     ),
+    "tokens of one text": (
+        llama({"tokenizer.ggml.tokens": array(STRING, ["a", "a", *(f"a long text {n % 37}" for n in range(38))])}),
+        [
+            "vocabulary: key 'tokenizer.ggml.tokens': 40 tokens have 38 texts, where each must have its own: llama.cpp "
+            "ends the process"
+        ],
+    ),
+    "bytes without a number": (
+        llama({
+            "tokenizer.ggml.tokens": array(STRING, ["<0x0a>", "<0x-1>", *(f"{n}" for n in range(38))]),
+            "tokenizer.ggml.token_type": array(I32, [6, 6] + [1] * 38),
+        }),
+        [
+            "vocabulary: key 'tokenizer.ggml.tokens': token 1 stands for a byte, but its text '<0x-1>' names none as "
+            "<0x00> to <0xFF> do"
+        ],
+    ),
     "special ids out of range": (
         llama({"tokenizer.ggml.bos_token_id": scalar(U32, 40), "tokenizer.ggml.eos_token_id": scalar(U32, 41)}),
         [
@@ -354,6 +373,46 @@ OTHERS: dict[str, tuple[Any, bytes, list[str]]] = {
 def test_planted_in_safetensors(name: str, tmp_path: Path) -> None:
     header, data, expected = OTHERS[name]
     assert found_in(file_of(tmp_path / "model.safetensors", header, data)) == expected
+
+
+# What is done to the config.json of a Hugging Face folder, and what is found.
+FOLDERS: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
+    "nothing": (lambda config: None, []),
+    "a config of another model": (
+        lambda config: config.update(intermediate_size=100, num_hidden_layers=4),
+        [
+            *(
+                f"shape-mismatch: tensor 'model.layers.{n}.mlp.{name}.weight': {has}, where config.json asks for "
+                f"{asked}"
+                for n in range(3)
+                for name, has, asked in (
+                    ("down_proj", [64, 96], [64, 100]),
+                    ("gate_proj", [96, 64], [100, 64]),
+                    ("up_proj", [96, 64], [100, 64]),
+                )
+            ),
+            "tensor-missing: 9 of the 39 tensors of a LLaMA of 4 layers are missing, the first is "
+            "'blk.3.attn_norm.weight' in GGUF's names",
+        ],
+    ),
+    "rows of the embedding": (
+        lambda config: config.update(vocab_size=301),
+        [
+            f"shape-mismatch: tensor '{name}.weight': [300, 64], where config.json asks for [301, 64]"
+            for name in ("lm_head", "model.embed_tokens")
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_planted_in_a_hugging_face_folder(name: str, tmp_path: Path) -> None:
+    damage, expected = FOLDERS[name]
+    folder = write_hf(tmp_path / "hf", state_of())
+    config = json.loads((folder / "config.json").read_text())
+    damage(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert sorted(found_in(folder)) == sorted(expected)
 
 
 # A set of two files: what is done to its second, and what is found.

@@ -418,3 +418,12 @@ def test_what_is_written_is_read(metadata: dict[str, Value], tmp_path_factory: p
     layout: Layout = read_gguf(path)
     assert plain(layout.metadata) == plain(metadata)
     assert list(layout.metadata) == list(metadata)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_different_strings_are_counted(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    texts = [bytes(draws.choice([0, 97, 98], draws.choice([0, 1, 7, 8, 9, 16, 17, 20]))) for _ in range(60)]
+    ends = np.cumsum([len(text) for text in texts])
+    starts = ends - [len(text) for text in texts]
+    assert Strings(b"".join(texts), starts, ends).n_distinct() == len(set(texts))

@@ -23,6 +23,8 @@ def findings(layout: Layout, *, align: int | None = None) -> list[Finding]:
     if layout.format.startswith("GGUF"):
         found += keys.check(layout)
         found += model.check(layout)
+    if layout.format == "Hugging Face":
+        found += model.check_hugging_face(layout)
     return by_severity(found)
 
 
