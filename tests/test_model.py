@@ -6,10 +6,11 @@ import gguf
 import llamacpp
 import numpy as np
 import pytest
-import torch
+from llamatools_runtime import cache
+from llamatools_runtime.cache import Cache
 from llamatools_runtime.generation import generate
 from llamatools_runtime.load import load
-from llamatools_runtime.model import Cache, forward, frequencies, future, rms_norm, silu, softmax
+from llamatools_runtime.model import forward, frequencies
 from llamatools_runtime.oracle import Oracle
 from llamatools_runtime.sampling import Sampler
 from tiny_llamas import STORIES, TINY, checkpoint_of, needs_stories, random_weights, rope_divisors, stories, write_gguf
@@ -20,7 +21,10 @@ from llamatools.errors import FormatError, SpaceError, UsageError
 KINDS = gguf.GGMLQuantizationType
 WEIGHTS = random_weights(TINY)
 IDS = np.random.default_rng(1).integers(0, TINY.vocab_size, TINY.max_seq_len)
-X = np.random.default_rng(2).standard_normal((5, 64)).astype(np.float32)
+
+
+def float_cache(hparams):
+    return Cache.of(hparams, float32=True)
 
 
 def assert_equal_to_scale(found, expected, tolerance=5e-5):
@@ -31,19 +35,6 @@ def oracle_logits(weights, hparams, ids):
     oracle = Oracle(checkpoint_of(weights, hparams))
     *_, last = oracle.hidden_states([int(i) for i in ids])
     return oracle.logits(last)
-
-
-def test_rms_norm_softmax_and_silu_are_torchs():
-    x, weight = torch.from_numpy(X), torch.linspace(0.5, 2, 64)
-    functional = torch.nn.functional
-    expected = functional.rms_norm(x * 1e-3, (64,), weight, eps=1e-5)  # small, so that eps matters
-    np.testing.assert_allclose(rms_norm(X * np.float32(1e-3), weight.numpy(), 1e-5), expected, rtol=1e-5)
-    np.testing.assert_allclose(softmax(X), functional.softmax(x, -1), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(silu(X), functional.silu(x), rtol=1e-5, atol=1e-7)
-
-
-def test_no_token_sees_a_later_one():
-    np.testing.assert_array_equal(future(2, 1), [[0, 0, -np.inf], [0, 0, 0]])
 
 
 def test_frequencies_are_the_published_ones():
@@ -74,13 +65,13 @@ def test_logits_are_the_oracles(tmp_path, hparams):
     scaling = hparams.rope_scaling
     factors = {} if scaling is None else {"rope_freqs.weight": rope_divisors(hparams, scaling)}
     model, _ = load(write_gguf(tmp_path / "m.gguf", weights, hparams, more_tensors=factors))
-    assert_equal_to_scale(forward(model, IDS, Cache.of(hparams)), oracle_logits(weights, hparams, IDS))
+    assert_equal_to_scale(forward(model, IDS, float_cache(hparams)), oracle_logits(weights, hparams, IDS))
 
 
 def test_a_tied_output_is_the_oracles(tmp_path):
     tied = {name: array for name, array in WEIGHTS.items() if name != "output.weight"}
     model, _ = load(write_gguf(tmp_path / "m.gguf", tied, TINY))
-    assert_equal_to_scale(forward(model, IDS, Cache.of(TINY)), oracle_logits(tied, TINY, IDS))
+    assert_equal_to_scale(forward(model, IDS, float_cache(TINY)), oracle_logits(tied, TINY, IDS))
 
 
 @needs_stories
@@ -88,7 +79,7 @@ def test_stories260k_is_the_oracles(tmp_path):
     weights, hparams = stories()
     model, _ = load(write_gguf(tmp_path / "m.gguf", weights, hparams))
     ids = np.random.default_rng(4).integers(3, 512, 512)
-    assert_equal_to_scale(forward(model, ids, Cache.of(hparams)), oracle_logits(weights, hparams, ids))
+    assert_equal_to_scale(forward(model, ids, float_cache(hparams)), oracle_logits(weights, hparams, ids))
 
 
 @needs_stories
@@ -97,13 +88,13 @@ def test_stories260k_is_llama_cpps(tmp_path, kind):
     weights, hparams = stories()
     path = write_gguf(tmp_path / "m.gguf", weights, hparams, tokenizer=STORIES / "tokenizer.model", matrices=kind)
     ids = np.random.default_rng(5).integers(3, 512, 200)
-    model, _ = load(path)
+    model, _ = load(path, float32=True)
     with llamacpp.Model(path, n_threads=1) as theirs:
         expected = theirs.logits(ids.tolist())
         greedy = theirs.greedy([1], 200)
     # With F16 and BF16 weights, llama.cpp rounds what they are multiplied with to the same dtype.
     tolerance = {"F32": 5e-5, "F16": 5e-3, "BF16": 5e-2}[kind.name]
-    assert_equal_to_scale(forward(model, ids, Cache.of(hparams)), expected, tolerance)
+    assert_equal_to_scale(forward(model, ids, float_cache(hparams)), expected, tolerance)
     assert list(generate(model, [1], Sampler(), max_tokens=200)) == greedy
 
 
@@ -117,7 +108,7 @@ def test_logits_are_llama_cpps(tmp_path, hparams):
     path = write_gguf(tmp_path / "m.gguf", random_weights(hparams), hparams, more_tensors=factors, extra=extra)
     with llamacpp.Model(path, n_threads=1) as theirs:
         expected = theirs.logits(IDS.tolist())
-    assert_equal_to_scale(forward(load(path)[0], IDS, Cache.of(hparams)), expected)
+    assert_equal_to_scale(forward(load(path)[0], IDS, float_cache(hparams)), expected)
 
 
 def test_linear_scaling_is_llama_cpps(tmp_path):
@@ -125,16 +116,16 @@ def test_linear_scaling_is_llama_cpps(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", WEIGHTS, TINY, extra=extra)
     with llamacpp.Model(path, n_threads=1) as theirs:
         expected = theirs.logits(IDS.tolist())
-    assert_equal_to_scale(forward(load(path)[0], IDS, Cache.of(TINY)), expected)
+    assert_equal_to_scale(forward(load(path)[0], IDS, float_cache(TINY)), expected)
 
 
 def test_the_cache_gives_what_all_tokens_at_once_give(tmp_path):
     model, _ = load(write_gguf(tmp_path / "m.gguf", WEIGHTS, TINY))
-    at_once = forward(model, IDS, Cache.of(TINY))
-    cache = Cache.of(TINY)
-    parts = [forward(model, part, cache) for part in np.split(IDS, [1, 2, 40, 41])]
+    at_once = forward(model, IDS, float_cache(TINY))
+    filled = float_cache(TINY)
+    parts = [forward(model, part, filled) for part in np.split(IDS, [1, 2, 40, 41])]
     assert_equal_to_scale(np.concatenate(parts), at_once)
-    last = forward(model, IDS, Cache.of(TINY), last_only=True)
+    last = forward(model, IDS, float_cache(TINY), last_only=True)
     assert last.shape == (1, TINY.vocab_size)
     assert_equal_to_scale(last, at_once[-1:])
 
@@ -142,7 +133,7 @@ def test_the_cache_gives_what_all_tokens_at_once_give(tmp_path):
 def test_hidden_states_are_shown_after_each_layer(tmp_path):
     model, _ = load(write_gguf(tmp_path / "m.gguf", WEIGHTS, TINY))
     seen = []
-    forward(model, IDS, Cache.of(TINY), on_layer=lambda n, x: seen.append((n, x.copy())))
+    forward(model, IDS, float_cache(TINY), on_layer=lambda n, x: seen.append((n, x.copy())))
     assert [n for n, _ in seen] == [0, 1, 2]
     for (_, found), expected in zip(
         seen, Oracle(checkpoint_of(WEIGHTS, TINY)).hidden_states(IDS.tolist()), strict=True
@@ -159,8 +150,11 @@ def test_more_tokens_than_the_cache_holds_are_refused(tmp_path):
     assert Cache.of(TINY, 1000).capacity == TINY.max_seq_len
 
 
-def test_a_cache_larger_than_memory_is_refused():
-    with pytest.raises(SpaceError, match=r"keys and values of 4294967295 tokens take \d{20} bytes of memory"):
+@pytest.mark.parametrize(("available", "rest"), [(1000, "of which 1000 are available"), (None, "more than there are")])
+def test_a_cache_larger_than_memory_is_refused(available, rest, monkeypatch):
+    monkeypatch.setattr(cache, "available_memory", lambda: available)
+    message = rf"keys and values of 4294967295 tokens take \d{{19}} bytes of memory, {rest}\. Ask for fewer tokens"
+    with pytest.raises(SpaceError, match=message):
         Cache.of(replace(TINY, max_seq_len=2**32 - 1, n_layers=10**6, head_dim=128))
 
 
@@ -168,7 +162,7 @@ def test_a_cache_larger_than_memory_is_refused():
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path, wrong):
     model, _ = load(write_gguf(tmp_path / "m.gguf", WEIGHTS, TINY))
     with pytest.raises(FormatError, match=f"'token_embd.weight': token id {wrong} is outside the vocabulary of 300"):
-        forward(model, np.array([5, wrong]), Cache.of(TINY))
+        forward(model, np.array([5, wrong]), float_cache(TINY))
 
 
 @pytest.mark.parametrize(
@@ -187,4 +181,4 @@ def test_numbers_that_are_not_finite_are_found_where_they_first_appear(tmp_path,
     damaged[name].reshape(-1)[: TINY.dim * TINY.vocab_size] = value
     model, _ = load(write_gguf(tmp_path / "m.gguf", damaged, TINY))
     with pytest.raises(FormatError, match=f"{where}: NaN or infinity first appears here, at token 0 of 128"):
-        forward(model, IDS, Cache.of(TINY))
+        forward(model, IDS, float_cache(TINY))

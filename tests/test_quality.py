@@ -62,7 +62,7 @@ def llamacpp_chunks(path, text, n_chunks):
 
 def test_perplexity_is_what_llama_cpp_gives(sound, text):
     log_probs, targets, n_tokens = llamacpp_chunks(sound, text, 5)
-    quality = measure(sound, text, context=CONTEXT, chunks=5)
+    quality = measure(sound, text, context=CONTEXT, chunks=5, float32=True)
     assert quality.scores is None
     assert len(quality.surprise) == 5 * 31
     expected = torch.nn.functional.nll_loss(log_probs, targets, reduction="none")
@@ -149,9 +149,10 @@ def test_progress_tells_of_all_chunks_so_far(sound, text):
 
 
 def test_batches_do_not_change_the_figures(sound, text, monkeypatch):
-    expected = measure(sound, text, context=CONTEXT, chunks=2)
+    expected = measure(sound, text, context=CONTEXT, chunks=2, float32=True)
     monkeypatch.setattr("llamatools_runtime.quality.BATCH", 7)
-    np.testing.assert_allclose(measure(sound, text, context=CONTEXT, chunks=2).surprise, expected.surprise, atol=1e-4)
+    found = measure(sound, text, context=CONTEXT, chunks=2, float32=True)
+    np.testing.assert_allclose(found.surprise, expected.surprise, atol=1e-4)
 
 
 def test_json_and_lines(sound, rounded, text):

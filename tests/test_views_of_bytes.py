@@ -17,8 +17,8 @@ import pytest
 from gguf_files import STRING, Tensor, build, key, scalar
 from llama_files import data_start, llama, written
 from llamatools_runtime import generation, weights
+from llamatools_runtime.cache import Cache
 from llamatools_runtime.load import load
-from llamatools_runtime.model import Cache
 from test_cli import Run, run  # noqa: F401 (a fixture)
 from tiny_llamas import TINY, random_weights, write_gguf
 
@@ -221,8 +221,8 @@ def test_what_running_takes(context: int, tmp_path: Path) -> None:
     file, cache, working, llamacpp = memory.needs(layout, context)
     assert file.nbytes == path.stat().st_size
     made = Cache.of(model.hparams, context)
-    assert cache.nbytes == made.keys.nbytes + made.values.nbytes
-    assert llamacpp.nbytes == cache.nbytes // 2 * -(-context // 256) * 256 // context
+    assert cache.nbytes == made.stored.nbytes
+    assert llamacpp.nbytes == (made.keys.nbytes + made.values.nbytes) * -(-context // 256) * 256 // context
     tracemalloc.start()
     generation.read_prompt(model, np.zeros(context, np.int64), made)
     peak = tracemalloc.get_traced_memory()[1]
@@ -235,9 +235,9 @@ def test_memory_on_the_command_line(run: Run, tmp_path: Path) -> None:  # noqa: 
     path = written(tmp_path / "m.gguf", llama())
     _, out, _ = run("inspect", path, "--memory", "--context", 10)
     assert max(map(len, out.splitlines())) <= 80
-    assert "    of 10 tokens in float32: private, grows with the text\n" in out
+    assert "    of 10 tokens in float16: private, grows with the text\n" in out
     facts = json.loads(run("inspect", path, "--memory", "--json")[1])["memory"]
-    assert [need["nbytes"] for need in facts[:2]] == [path.stat().st_size, 2 * 1 * 2 * 8 * 64 * 4]
+    assert [need["nbytes"] for need in facts[:2]] == [path.stat().st_size, 2 * 1 * 2 * 16 * 64 * 2]
     for arguments, message in (
         (["--memory", "--context", 65], "--context: 65 tokens are more than the 64 of the model's context\n"),
         (["--context", 9], "--context: only --memory makes use of it\n"),

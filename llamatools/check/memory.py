@@ -8,9 +8,9 @@ from ..checkpoint import Hyperparameters
 from ..errors import UnsupportedError, UsageError
 from ..layout import Layout
 
-BATCH = 256  # tokens of a prompt that `run` computes at once (runtime/llamatools_runtime/generation.py)
+BATCH = 512  # tokens of a prompt that `run` computes at once (runtime/llamatools_runtime/generation.py)
 SCRATCH = 1 << 20  # bytes of rows that it decodes at once (weights.py)
-SCORES = 4  # arrays of the size of the attention scores that are alive at once, at the worst moment (model.py, softmax)
+WIDTH = 16  # heads in the cache are filled up to a multiple of this (cache.py)
 CACHE_STEP = 256  # llama.cpp rounds the context of its cache up to a multiple (llama-context.cpp)
 
 
@@ -39,20 +39,21 @@ def needs(layout: Layout, context: int | None = None) -> list[Need]:
             f"{n_tokens} tokens are more than the {h.max_seq_len} of the model's context", where="--context"
         )
     padded = -(-n_tokens // CACHE_STEP) * CACHE_STEP
-    ours, theirs = cache_nbytes(h, n_tokens, 4), cache_nbytes(h, padded, 2)
+    width = -(-h.head_dim // WIDTH) * WIDTH
+    ours, theirs = cache_nbytes(h, n_tokens, width), cache_nbytes(h, padded, h.head_dim)
     working = working_nbytes(h, n_tokens)
     of_theirs = f"of {padded} tokens in float16, its default: private, taken at once"
     return [
         Need("weights", layout.size, True, "the mapped file: shared by all processes, dropped where memory is short"),
-        Need("keys and values", ours, False, f"of {n_tokens} tokens in float32: private, grows with the text"),
+        Need("keys and values", ours, False, f"of {n_tokens} tokens in float16: private, grows with the text"),
         Need("working memory", working, False, "what a step computes with: private, freed when it is done"),
         Need("llama.cpp's keys and values", theirs, False, of_theirs),
     ]
 
 
-def cache_nbytes(h: Hyperparameters, n_tokens: int, number: int) -> int:
-    """Bytes of a key and a value per token, layer and head of them. number: bytes of one number."""
-    return 2 * h.n_layers * h.n_kv_heads * h.head_dim * n_tokens * number
+def cache_nbytes(h: Hyperparameters, n_tokens: int, width: int) -> int:
+    """Bytes of a key and a value per token, layer and head of them, as float16. width: numbers of a head."""
+    return 2 * h.n_layers * h.n_kv_heads * n_tokens * width * 2
 
 
 def working_nbytes(h: Hyperparameters, n_tokens: int) -> int:
@@ -61,9 +62,8 @@ def working_nbytes(h: Hyperparameters, n_tokens: int) -> int:
     That is in attention for a long text, in the feed-forward part or in the logits for a short one.
     """
     n_new = min(BATCH, n_tokens)
-    residual = 2 * n_new * h.dim  # x, and x normed
-    mask = 2 * n_new * n_tokens
-    heads = (2 * h.n_heads + 2 * h.n_kv_heads) * h.head_dim * n_new  # queries before and after turning, keys, values
-    attention = SCORES * h.n_heads * n_new * n_tokens + mask + heads
-    feed_forward = 3 * n_new * h.hidden_dim  # gate, up, and a part of silu
-    return 4 * (residual + max(attention, feed_forward, h.vocab_size)) + SCRATCH
+    residual = 3 * n_new * h.dim  # x, x normed, what is added to x
+    heads = n_new * (3 * h.n_heads + 3 * h.n_kv_heads) * h.head_dim  # queries, keys, values; turned; what is found
+    scores = h.n_heads * n_tokens  # of one token
+    feed_forward = 3 * n_new * h.hidden_dim  # gate, up and their product
+    return 4 * (residual + max(heads, scores, feed_forward, h.vocab_size)) + SCRATCH

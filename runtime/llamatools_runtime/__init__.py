@@ -6,13 +6,14 @@ computes; `report_memory` tells what running takes of memory and of the disk. Th
 on: `load` gives a `Model`, `forward` its logits. model.py is the page to learn LLaMA from.
 """
 
+from .cache import Cache
 from .chat import Chat, open_chat
 from .comparison import Comparison, compare
 from .generation import Timing, generate
 from .layers import Parting, part
 from .load import load
 from .memory_report import MemoryReport, report_memory
-from .model import Cache, Model, forward
+from .model import Model, forward
 from .quality import CONTEXT, Quality, measure
 from .quality_page import Names, write_page
 from .running import RunReport, run

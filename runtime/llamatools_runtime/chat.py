@@ -11,10 +11,11 @@ from llamatools.checkpoint import CONTROL, Tokenizer
 from llamatools.errors import UnsupportedError, UsageError, in_file
 from llamatools.metadata import Kind
 
+from .cache import Cache
 from .chat_formats import ChatFormat, Items, format_named, recognise
 from .generation import TextStream, Timing, generate
 from .load import load
-from .model import Cache, Model
+from .model import Model
 from .sampling import Sampler
 from .text import TextCodec
 
@@ -72,7 +73,7 @@ class Chat:
     def __init__(self, model: Model, turns: TurnCodec, sampler: Sampler, *, n_tokens: int | None = None) -> None:
         """n_tokens: that it may have; the model's context by default. Raises as `Cache.of`."""
         self._model, self._turns, self._sampler = model, turns, sampler
-        self._cache = Cache.of(model.hparams, n_tokens)
+        self._cache = Cache.of(model.hparams, n_tokens, float32=model.float32)
         self.ids: list[int] = []
         self.timing = Timing()
 

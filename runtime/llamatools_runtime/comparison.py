@@ -23,10 +23,11 @@ from llamatools.layout import Layout
 from llamatools.names import gguf_to_meta
 
 from . import guard
+from .cache import Cache
 from .fidelity import StoredTensor, stored_tensors
 from .generation import check_prompt
 from .load import load
-from .model import Cache, Model, forward, frequencies
+from .model import Model, forward, frequencies
 from .scoring import divergence
 from .tolerance import Tolerance, tolerance_for
 
@@ -134,7 +135,7 @@ def compare(
     from .oracle import Oracle
 
     oracle = Oracle(checkpoint)
-    model, layout = load(path)
+    model, layout = load(path, float32=True)
     with in_file(path):
         _check_same_shape(model.hparams, oracle.hparams)
         encoders = _encoders(layout, checkpoint, tokenizer)
@@ -179,7 +180,7 @@ def _both(model: Model, oracle: Oracle, ids: Sequence[int]) -> tuple[Floats, Flo
         apart = _relative(np.linalg.norm(x - hidden[0], axis=1), np.linalg.norm(hidden[0], axis=1))  # (n_tokens,)
         differences.append(float(np.sqrt(np.mean(np.square(apart)))))
 
-    logits = forward(model, np.array(ids, np.int64), Cache.of(model.hparams, len(ids)), on_layer=on_layer)
+    logits = forward(model, np.array(ids, np.int64), Cache.of(model.hparams, len(ids), float32=True), on_layer=on_layer)
     guard.check()
     return logits, oracle.logits(hidden[0]), differences
 

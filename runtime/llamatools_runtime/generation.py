@@ -13,11 +13,12 @@ from llamatools.dtypes import Floats
 from llamatools.errors import UsageError
 
 from . import guard
-from .model import Cache, Model, forward
+from .cache import Cache
+from .model import Model, forward
 from .sampling import Sampler
 from .weights import Ids
 
-BATCH = 256  # tokens of a prompt computed at once; scores take n_heads * BATCH * n_ctx floats
+BATCH = 512  # tokens of a prompt computed at once
 
 Decode = Callable[[Sequence[int]], str]
 Ending = Literal["end of text", "token limit", "context full", "interrupted"]
@@ -68,7 +69,7 @@ def generate(
     if max_tokens < 0:
         raise UsageError(f"at most {max_tokens} tokens were asked for: it must be 0 or more")
 
-    cache = cache or Cache.of(model.hparams, len(prompt) + max_tokens)
+    cache = cache or Cache.of(model.hparams, len(prompt) + max_tokens, float32=model.float32)
     timing.ending = "interrupted"
     started = time.perf_counter()
     logits = read_prompt(model, np.array(prompt, np.int64), cache, stopped)

@@ -23,6 +23,7 @@ from llamatools.layout import Layout
 from llamatools.names import LAYER_TENSORS
 
 from . import guard
+from .cache import Cache
 from .comparison import passage, without_infinities
 from .diagnosis import (
     Cause,
@@ -35,9 +36,10 @@ from .diagnosis import (
     relative,
     weights_error,
 )
+from .fused import rms_norm, silu_times
 from .generation import check_prompt
 from .load import load
-from .model import Cache, Layer, Model, embed, forward, rms_norm, silu
+from .model import Layer, Model, embed, forward
 from .planned import model_of_checkpoint
 from .text import TextCodec
 from .tolerance import EXACT
@@ -134,8 +136,8 @@ def part(
     Memory: the other's residual stream after every layer, n_layers * n_tokens * dim floats.
     Raises as `load` and `model_of_checkpoint`; UsageError when the two are not of one shape.
     """
-    model, layout = load(path)
-    other, other_layout = model_of_checkpoint(against)
+    model, layout = load(path, float32=True)
+    other, other_layout = model_of_checkpoint(against, float32=True)
     with in_file(path):
         _check_same_shape(model.hparams, other.hparams)
         context = min(model.hparams.max_seq_len, other.hparams.max_seq_len)
@@ -179,7 +181,7 @@ def _ids(prompt: str | None, layouts: Sequence[Layout], context: int) -> Sequenc
 def _states(model: Model, ids: Ids) -> list[Floats]:
     """The residual stream (n_tokens, dim) before the first layer and after each."""
     states = [embed(model, ids)]
-    cache = Cache.of(model.hparams, len(ids))
+    cache = Cache.of(model.hparams, len(ids), float32=True)
     forward(model, ids, cache, last_only=True, on_layer=lambda _, x: states.append(x.copy()))
     guard.check()
     return states
@@ -239,7 +241,7 @@ def _inputs(layer: Layer, before: Floats, after: Floats, h: Hyperparameters) -> 
     v = matmul(layer.wv, x).reshape(len(x), h.n_kv_heads, h.head_dim)  # (n_tokens, n_kv_heads, head_dim)
     found = np.repeat(v, h.n_heads // h.n_kv_heads, axis=1).reshape(len(x), -1)  # (n_tokens, n_heads * head_dim)
     y = rms_norm(after, layer.ffn_norm, h.norm_eps)  # (n_tokens, dim)
-    gated = silu(matmul(layer.w1, y)) * matmul(layer.w3, y)  # (n_tokens, hidden_dim)
+    gated = silu_times(matmul(layer.w1, y), matmul(layer.w3, y))  # (n_tokens, hidden_dim)
     return {"wq": x, "wk": x, "wv": x, "wo": found, "w1": y, "w3": y, "w2": gated}
 
 

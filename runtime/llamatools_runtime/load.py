@@ -29,8 +29,10 @@ from .model import Layer, Model
 from .weights import Matrix, map_weights
 
 
-def load(path: Path | str) -> tuple[Model, Layout]:
+def load(path: Path | str, *, float32: bool = False) -> tuple[Model, Layout]:
     """Maps a GGUF file and checks that it is a LLaMA. Costs the time of reading its header.
+
+    float32: it computes without rounding activations to eight bits, and caches keys and values in float32.
 
     Raises FormatError for a damaged file or one whose tensors are not those of a LLaMA of its hyperparameters, and
     UnsupportedError for another architecture, mixtures of experts, unknown scalings of rotary embedding and dtypes
@@ -39,15 +41,16 @@ def load(path: Path | str) -> tuple[Model, Layout]:
     layout = inspect(path).sound()
     if not layout.format.startswith("GGUF"):
         raise UnsupportedError(f"a {layout.format}, and only GGUF files can be run", file=path, todo="Convert it first")
-    return model_of(layout), layout
+    return model_of(layout, float32=float32), layout
 
 
-def model_of(layout: Layout) -> Model:
+def model_of(layout: Layout, *, float32: bool = False) -> Model:
     """The model that a GGUF's layout describes. Raises as `load`."""
     with in_file(layout.files[0].path):
         hparams, linear_factor = check(layout)
-        weights = map_weights(layout)
-        return assemble(hparams, weights, tuple(layer_of(weights, n) for n in range(hparams.n_layers)), linear_factor)
+        weights = map_weights(layout, float32=float32)
+        layers = tuple(layer_of(weights, n) for n in range(hparams.n_layers))
+        return assemble(hparams, weights, layers, linear_factor, float32=float32)
 
 
 def check(layout: Layout) -> tuple[Hyperparameters, float]:
@@ -141,7 +144,12 @@ def layer_of(weights: Mapping[str, Matrix], n: int) -> Layer:
 
 
 def assemble(
-    h: Hyperparameters, weights: Mapping[str, Matrix], layers: Sequence[Layer], linear_factor: float = 1.0
+    h: Hyperparameters,
+    weights: Mapping[str, Matrix],
+    layers: Sequence[Layer],
+    linear_factor: float = 1.0,
+    *,
+    float32: bool = False,
 ) -> Model:
     """The model of these layers and of the tensors beside them."""
     embeddings = weights[meta_to_gguf(EMBEDDING)]
@@ -154,4 +162,5 @@ def assemble(
         norm=weights[meta_to_gguf(NORM)].vector(),
         output=weights.get(output, embeddings),
         rope_divisors=divisors * np.float32(linear_factor),
+        float32=float32,
     )

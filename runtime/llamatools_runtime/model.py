@@ -8,8 +8,9 @@ The comment on a line is the shape of what it assigns:
     n_tokens    tokens computed at once: a prompt's, or one
     n_past      tokens whose keys and values the cache held before
     n_ctx       n_past + n_tokens
-    group       n_heads / n_kv_heads: the query heads that share one head of keys and values
-Names are Meta's (llama-models, models/llama3/model.py). All arithmetic is float32, whatever the file stores.
+
+Names are Meta's (llama-models, models/llama3/model.py). Numbers are float32, whatever the file
+stores, but in the cache. Speed is made elsewhere: products of matrices in weights.py, the steps between in fused.py.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamatools.checkpoint import Hyperparameters
 from llamatools.dtypes import Floats
-from llamatools.errors import FormatError, SpaceError, UsageError
+from llamatools.errors import FormatError, UsageError
 
-from .weights import Ids, Matrix, matmul
+from .cache import Cache
+from .fused import attend, rms_norm, silu_times
+from .weights import Ids, Matrix, matmul, matmuls
 
+Turns = NDArray[np.complex64]
 OnLayer = Callable[[int, Floats], None]
 
 
@@ -54,41 +59,7 @@ class Model:
     norm: Floats  # (dim,)
     output: Matrix  # (vocab_size, dim)
     rope_divisors: Floats  # (head_dim / 2,), ones where rotary embedding is not scaled
-
-
-@dataclass
-class Cache:
-    """The keys and values of the tokens so far, so that each is computed once."""
-
-    keys: Floats  # (n_layers, n_kv_heads, capacity, head_dim)
-    values: Floats  # (n_layers, n_kv_heads, capacity, head_dim)
-    n_past: int = 0
-
-    @classmethod
-    def of(cls, hparams: Hyperparameters, n_tokens: int | None = None) -> Cache:
-        """A cache for n_tokens, at most and by default the model's whole context. Raises SpaceError."""
-        h = hparams
-        capacity = h.max_seq_len if n_tokens is None else min(n_tokens, h.max_seq_len)
-        shape = (h.n_layers, h.n_kv_heads, capacity, h.head_dim)
-        try:
-            return cls(np.empty(shape, np.float32), np.empty(shape, np.float32))
-        except (MemoryError, ValueError) as error:  # ValueError: more bytes than there are addresses
-            raise SpaceError(
-                f"the keys and values of {capacity} tokens take {2 * 4 * math.prod(shape)} bytes of memory, "
-                "more than there is",
-                todo="Ask for fewer tokens",
-            ) from error
-
-    @property
-    def capacity(self) -> int:
-        return int(self.keys.shape[2])
-
-
-def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
-    """Scales each token to a root mean square of one, then each of its numbers by a learned weight."""
-    mean_square = np.mean(x * x, axis=-1, keepdims=True)  # (n_tokens, 1)
-    normed: Floats = x / np.sqrt(mean_square + np.float32(eps))  # (n_tokens, dim)
-    return normed * weight  # (n_tokens, dim)
+    float32: bool = False  # no activations in eight bits, no keys and values in float16: for comparison
 
 
 def frequencies(theta: float, divisors: Floats) -> Floats:
@@ -101,77 +72,51 @@ def frequencies(theta: float, divisors: Floats) -> Floats:
     return np.float32(theta) ** (-j / np.float32(len(divisors))) / divisors  # (head_dim / 2,)
 
 
-def angles(positions: Ids, frequency: Floats) -> tuple[Floats, Floats]:
-    """Cosine and sine of the angle of each pair at each position."""
+def turns(positions: Ids, frequency: Floats) -> Turns:
+    """The angle of each pair at each position, as the complex number that turns by it: cos + i sin."""
     angle = positions[:, None].astype(np.float32) * frequency  # (n_tokens, head_dim / 2)
-    return np.cos(angle)[:, None], np.sin(angle)[:, None]  # (n_tokens, 1, head_dim / 2) each
+    turn: Turns = np.cos(angle) + 1j * np.sin(angle)  # (n_tokens, head_dim / 2)
+    return turn[:, None]  # (n_tokens, 1, head_dim / 2)
 
 
-def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
+def rotate(x: Floats, turn: Turns) -> Floats:
     """Rotary embedding: turns each pair of neighbours (2j, 2j + 1) of every head by its angle.
 
-    The product of a query and a key that are turned so depends on how far apart they stand, not on where.
+    A pair (a, b) is turned as the complex number a + ib. The product of a query and a key that are turned so depends
+    on how far apart they stand, not on where.
     """
-    even, odd = x[..., 0::2], x[..., 1::2]  # (n_tokens, n_heads, head_dim / 2) each
-    turned = np.empty_like(x)  # (n_tokens, n_heads, head_dim)
-    turned[..., 0::2] = even * cos - odd * sin
-    turned[..., 1::2] = even * sin + odd * cos
+    pairs = x.view(np.complex64)  # (n_tokens, n_heads, head_dim / 2)
+    turned: Floats = (pairs * turn).view(np.float32)  # (n_tokens, n_heads, head_dim)
     return turned
 
 
-def softmax(scores: Floats) -> Floats:
-    """Positive numbers that add up to one along the last axis, and grow with exp(score)."""
-    exp: Floats = np.exp(scores - scores.max(axis=-1, keepdims=True))  # (..., n_ctx)
-    exp /= exp.sum(axis=-1, keepdims=True)
-    return exp
-
-
-def attention(x: Floats, layer: Layer, h: Hyperparameters, cos: Floats, sin: Floats, cache: Cache, n: int) -> Floats:
+def attention(x: Floats, layer: Layer, h: Hyperparameters, turn: Turns, cache: Cache, n: int) -> Floats:
     """Each token's query looks for keys like itself among the tokens up to it, and takes the mean of their values.
 
     n: the layer's number. Its keys and values go into the cache.
     """
-    n_tokens, n_past = len(x), cache.n_past
-    n_ctx, group = n_past + n_tokens, h.n_heads // h.n_kv_heads
+    n_tokens, n_ctx = len(x), cache.n_past + len(x)
 
-    q = matmul(layer.wq, x).reshape(n_tokens, h.n_heads, h.head_dim)  # (n_tokens, n_heads, head_dim)
-    k = matmul(layer.wk, x).reshape(n_tokens, h.n_kv_heads, h.head_dim)  # (n_tokens, n_kv_heads, head_dim)
-    v = matmul(layer.wv, x).reshape(n_tokens, h.n_kv_heads, h.head_dim)  # (n_tokens, n_kv_heads, head_dim)
-    q = rotate(q, cos, sin)  # (n_tokens, n_heads, head_dim)
-    k = rotate(k, cos, sin)  # (n_tokens, n_kv_heads, head_dim)
+    q, k, v = matmuls([layer.wq, layer.wk, layer.wv], x)  # (n_tokens, heads of the matrix * head_dim) each
+    q = rotate(q.reshape(n_tokens, h.n_heads, h.head_dim), turn)  # (n_tokens, n_heads, head_dim)
+    k = rotate(k.reshape(n_tokens, h.n_kv_heads, h.head_dim), turn)  # (n_tokens, n_kv_heads, head_dim)
+    v = v.reshape(n_tokens, h.n_kv_heads, h.head_dim)  # (n_tokens, n_kv_heads, head_dim)
 
-    cache.keys[n, :, n_past:n_ctx] = k.swapaxes(0, 1)  # (n_kv_heads, n_tokens, head_dim)
-    cache.values[n, :, n_past:n_ctx] = v.swapaxes(0, 1)  # (n_kv_heads, n_tokens, head_dim)
-    keys = cache.keys[n, :, None, :n_ctx]  # (n_kv_heads, 1, n_ctx, head_dim)
-    values = cache.values[n, :, None, :n_ctx]  # (n_kv_heads, 1, n_ctx, head_dim)
+    cache.keys[n, :, cache.n_past : n_ctx] = k.swapaxes(0, 1)  # (n_kv_heads, n_tokens, head_dim)
+    cache.values[n, :, cache.n_past : n_ctx] = v.swapaxes(0, 1)  # (n_kv_heads, n_tokens, head_dim)
 
-    # Query heads lie group by group: head i looks into key head i // group.
-    grouped = q.reshape(n_tokens, h.n_kv_heads, group, h.head_dim)  # (n_tokens, n_kv_heads, group, head_dim)
-    grouped = grouped.transpose(1, 2, 0, 3)  # (n_kv_heads, group, n_tokens, head_dim)
-    scores = grouped @ keys.swapaxes(2, 3) / np.float32(math.sqrt(h.head_dim))  # (n_kv_heads, group, n_tokens, n_ctx)
-    weights = softmax(scores + future(n_tokens, n_past))  # (n_kv_heads, group, n_tokens, n_ctx)
-    found = weights @ values  # (n_kv_heads, group, n_tokens, head_dim)
-    found = found.transpose(2, 0, 1, 3).reshape(n_tokens, h.n_heads * h.head_dim)  # (n_tokens, n_heads * head_dim)
-    return matmul(layer.wo, found)  # (n_tokens, dim)
-
-
-def future(n_tokens: int, n_past: int) -> Floats:
-    """What is added to scores so that no token sees a later one: minus infinity there, zero elsewhere."""
-    hidden = np.full((n_tokens, n_past + n_tokens), -np.inf, np.float32)  # (n_tokens, n_ctx)
-    return np.triu(hidden, k=n_past + 1)  # (n_tokens, n_ctx)
-
-
-def silu(x: Floats) -> Floats:
-    """x where it is large, zero where it is very negative, and smooth between."""
-    smooth: Floats = x / (1 + np.exp(-x))  # (n_tokens, hidden_dim)
-    return smooth
+    # For every head and token: softmax(keys @ q / sqrt(head_dim)) @ values, over the n_ctx tokens that are not later.
+    # Softmax makes scores positive and sum up to one: exp(score), divided by the sum of these.
+    found = attend(q, cache, n)  # (n_tokens, n_heads, head_dim)
+    return matmul(layer.wo, found.reshape(n_tokens, h.n_heads * h.head_dim))  # (n_tokens, dim)
 
 
 def feed_forward(x: Floats, layer: Layer) -> Floats:
     """Each token by itself: w1 opens or shuts the gates on what w3 makes of it, w2 brings it back to dim numbers."""
-    gate = silu(matmul(layer.w1, x))  # (n_tokens, hidden_dim)
-    up = matmul(layer.w3, x)  # (n_tokens, hidden_dim)
-    return matmul(layer.w2, gate * up)  # (n_tokens, dim)
+    gate, up = matmuls([layer.w1, layer.w3], x)  # (n_tokens, hidden_dim) each
+    # silu(gate) * up. Silu is gate / (1 + exp(-gate)): gate where it is large, zero where it is very negative.
+    gated = silu_times(gate, up)  # (n_tokens, hidden_dim)
+    return matmul(layer.w2, gated)  # (n_tokens, dim)
 
 
 def forward(
@@ -192,10 +137,12 @@ def forward(
     with np.errstate(all="ignore"):  # numbers that are not finite are looked for, and reported, in `finite`
         x = embed(model, ids)  # (n_tokens, dim)
         frequency = frequencies(h.rope_theta, model.rope_divisors)  # (head_dim / 2,)
-        cos, sin = angles(np.arange(cache.n_past, n_ctx), frequency)  # (n_tokens, 1, head_dim / 2) each
+        turn = turns(np.arange(cache.n_past, n_ctx), frequency)  # (n_tokens, 1, head_dim / 2)
         for n, layer in enumerate(model.layers):
-            x = x + attention(rms_norm(x, layer.attention_norm, h.norm_eps), layer, h, cos, sin, cache, n)
-            x = x + feed_forward(rms_norm(x, layer.ffn_norm, h.norm_eps), layer)  # (n_tokens, dim)
+            normed = rms_norm(x, layer.attention_norm, h.norm_eps)  # (n_tokens, dim)
+            x = x + attention(normed, layer, h, turn, cache, n)  # (n_tokens, dim)
+            normed = rms_norm(x, layer.ffn_norm, h.norm_eps)  # (n_tokens, dim)
+            x = x + feed_forward(normed, layer)  # (n_tokens, dim)
             finite(x, f"layer {n}")
             if on_layer is not None:
                 on_layer(n, x)
@@ -218,6 +165,8 @@ def embed(model: Model, ids: Ids) -> Floats:
 
 def finite(x: Floats, where: str) -> Floats:
     """x itself. Raises FormatError when it holds NaN or infinity."""
+    if math.isfinite(x.sum()):  # which NaN or infinity would pass on to the sum
+        return x
     sound = np.isfinite(x).all(axis=-1)  # (n_tokens,)
     if not sound.all():
         raise FormatError(

@@ -21,13 +21,13 @@ from .model import Layer, Model
 from .weights import Matrix
 
 
-def model_of_checkpoint(checkpoint: Checkpoint) -> tuple[Model, Layout]:
+def model_of_checkpoint(checkpoint: Checkpoint, *, float32: bool = False) -> tuple[Model, Layout]:
     """The model of a GGUF, on its mapping, or of a Meta checkpoint, read as it is needed.
 
-    Raises as `load` and `plan_gguf`, and UnsupportedError for a checkpoint of another kind.
+    float32: as of `load`. Raises as `load` and `plan_gguf`, and UnsupportedError for a checkpoint of another kind.
     """
     if checkpoint.scheme == "gguf":
-        return load(checkpoint.path)
+        return load(checkpoint.path, float32=float32)
     with in_file(checkpoint.path):
         if checkpoint.scheme != "meta":
             raise UnsupportedError(
@@ -36,19 +36,21 @@ def model_of_checkpoint(checkpoint: Checkpoint) -> tuple[Model, Layout]:
             )
         layout = plan_gguf(checkpoint, Path("planned.gguf")).layout
         hparams, _ = check(layout)
-        weights = PlannedWeights(layout.tensors)
-        return assemble(hparams, weights, PlannedLayers(weights, hparams.n_layers)), layout
+        weights = PlannedWeights(layout.tensors, float32)
+        layers = PlannedLayers(weights, hparams.n_layers)
+        return assemble(hparams, weights, layers, float32=float32), layout
 
 
 class PlannedWeights(Mapping[str, Matrix]):
     """Tensors by name, each read whole into memory whenever it is asked for."""
 
-    def __init__(self, tensors: Sequence[PlacedTensor]) -> None:
+    def __init__(self, tensors: Sequence[PlacedTensor], float32: bool = False) -> None:
         self._sources = {tensor.name: tensor.source for tensor in tensors if tensor.source is not None}
+        self._float32 = float32
 
     def __getitem__(self, name: str) -> Matrix:
         source = self._sources[name]
-        return Matrix(name, source.dtype, source.shape, source.read(0, source.n_rows))
+        return Matrix(name, source.dtype, source.shape, source.read(0, source.n_rows), self._float32)
 
     def __contains__(self, name: object) -> bool:
         return name in self._sources  # without reading it

@@ -27,9 +27,10 @@ from llamatools.errors import FormatError, UnsupportedError, UsageError, in_file
 from llamatools.layout import Layout
 
 from . import guard
+from .cache import Cache
 from .generation import BATCH
 from .load import load
-from .model import Cache, Model, forward
+from .model import Model, forward
 from .planned import model_of_checkpoint
 from .scoring import Estimate, Numbers, Scores, exponential, mean, quantile, root_mean_square, score, surprise
 from .text import TextCodec
@@ -113,20 +114,22 @@ def measure(
     context: int = CONTEXT,
     chunks: int | None = None,
     against: Checkpoint | None = None,
+    float32: bool = False,
     on_chunk: OnChunk | None = None,
 ) -> Quality:
     """The perplexity of the GGUF file `path` on the text in the file `text`, and its distance from another model.
 
     context: tokens of a chunk. chunks: how many are read, by default all. against: a GGUF or a Meta checkpoint with
-    the same vocabulary. on_chunk(n, n_chunks, quality): is told after each chunk, of all up to it.
+    the same vocabulary. float32: as of `load`, for both. on_chunk(n, n_chunks, quality): is told after each chunk, of
+    all up to it.
     Memory: keys and values of `context` tokens and the logits of 256, for each model; five numbers a token.
     Raises as `load`; UsageError for a text that is too short, a context the model has not, another vocabulary.
     """
-    model, layout = load(path)
+    model, layout = load(path, float32=float32)
     readers = [_Reader(Path(path), model)]
     ids = _tokens(Path(text), path, layout)
     if against is not None:
-        other, other_layout = model_of_checkpoint(against)
+        other, other_layout = model_of_checkpoint(against, float32=float32)
         readers.append(_Reader(against.path, other))
         _check_same_size(readers[0], readers[1])
         _check_same_tokens(readers[0], readers[1], ids, _tokens(Path(text), against.path, other_layout))
@@ -170,7 +173,7 @@ class _Reader:
 
     def begin(self, n_tokens: int) -> None:
         with in_file(self.path):
-            self.cache = Cache.of(self.model.hparams, n_tokens)
+            self.cache = Cache.of(self.model.hparams, n_tokens, float32=self.model.float32)
 
     def read(self, ids: Ids, *, last_only: bool = False) -> Floats:
         assert self.cache is not None, "begin comes first"

@@ -33,13 +33,15 @@ SCRATCH = 1 << 20  # bytes of float32 that decoded rows may take at a time: what
 class Matrix:
     """A tensor on the mapping. A vector is a matrix of one row.
 
-    shape: (n_out, n_in), or (n_in,). blocks: (n_out, blocks per row) of dtype.block, read-only.
+    shape: (n_out, n_in), or (n_in,). blocks: (n_out, blocks per row) of dtype.block, read-only. float32: what it is
+    multiplied with is never rounded to eight bits.
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     blocks: Blocks
+    float32: bool = False
 
     def rows(self, start: int, stop: int) -> Floats:
         """Rows start to stop as float32 (stop - start, n_in)."""
@@ -68,12 +70,13 @@ def matmuls(matrices: Sequence[Matrix], x: Floats, *, float32: bool = False) -> 
     """x times each matrix's transpose: (n_tokens, n_in) -> (n_tokens, n_out) each.
 
     Quantized rows are multiplied by x in eight bits (see docs/kernels.md), in whole numbers but for the scales; x is
-    quantized once for all matrices. Where a dtype has no such kernel, and everywhere if float32 is set, rows are
-    decoded instead and x is left as it is.
+    quantized once for all matrices. Where a dtype has no such kernel, and where float32 is set, here or in a matrix,
+    rows are decoded instead and x is left as it is.
     """
     n_tokens = len(x)
     in_place = [
-        has_kernel(matrix.dtype, n_tokens) and not (float32 and matrix.dtype.is_quantized) for matrix in matrices
+        has_kernel(matrix.dtype, n_tokens) and not ((float32 or matrix.float32) and matrix.dtype.is_quantized)
+        for matrix in matrices
     ]
     if all(in_place):
         return products([matrix.in_place for matrix in matrices], x)
@@ -103,7 +106,7 @@ def _decoded_matmul(matrix: Matrix, x: Floats) -> Floats:
     return y
 
 
-def map_weights(layout: Layout) -> dict[str, Matrix]:
+def map_weights(layout: Layout, *, float32: bool = False) -> dict[str, Matrix]:
     """Maps the layout's files and gives its tensors by name, as views of the mappings.
 
     A file must not change while a tensor of it is in use (guard.py). Raises FormatError when it is not what the layout
@@ -125,7 +128,7 @@ def map_weights(layout: Layout) -> dict[str, Matrix]:
                         todo="The file is probably truncated",
                     )
             mapping = _map(file.path, file.size)
-            views |= {tensor.name: _view(mapping, tensor) for tensor in tensors}
+            views |= {tensor.name: _view(mapping, tensor, float32) for tensor in tensors}
     return views
 
 
@@ -141,11 +144,11 @@ def _map(path: Path, size: int) -> mmap.mmap:
         return mapping
 
 
-def _view(mapping: mmap.mmap, tensor: PlacedTensor) -> Matrix:
+def _view(mapping: mmap.mmap, tensor: PlacedTensor, float32: bool) -> Matrix:
     n_blocks = tensor.nbytes // tensor.dtype.block_nbytes
     blocks_per_row = tensor.shape[-1] // tensor.dtype.block_size if tensor.shape else 1
     blocks = np.frombuffer(mapping, tensor.dtype.block, n_blocks, tensor.offset)  # (n_blocks,)
-    return Matrix(tensor.name, tensor.dtype, tensor.shape, blocks.reshape(-1, blocks_per_row))
+    return Matrix(tensor.name, tensor.dtype, tensor.shape, blocks.reshape(-1, blocks_per_row), float32)
 
 
 def _decode(dtype: DType, blocks: Blocks) -> Floats:

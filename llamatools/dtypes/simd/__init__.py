@@ -20,6 +20,7 @@ from .functions import (
     mask_of,
     maximum,
     minimum,
+    multiply_add,
     reduce_add,
     reduce_max,
     reduce_min,
@@ -31,7 +32,19 @@ from .functions import (
 )
 from .half import float_to_half, half_to_float, load_half, load_halves, store_half
 from .kernel import inlined, kernel
-from .memory import address_of, array_at, lane, load, load_transposed, prefetch, scratch, set_lane, store
+from .memory import (
+    address_of,
+    array_at,
+    lane,
+    lanes_of,
+    load,
+    load_transposed,
+    prefetch,
+    scratch,
+    set_lane,
+    store,
+    store_transposed,
+)
 from .targets import apply_forced_target
 from .vectors import (
     LANE,
@@ -88,6 +101,7 @@ __all__ = [
     "joined",
     "kernel",
     "lane",
+    "lanes_of",
     "load",
     "load_columns",
     "load_half",
@@ -98,6 +112,7 @@ __all__ = [
     "mask_of",
     "maximum",
     "minimum",
+    "multiply_add",
     "prefetch",
     "reduce_add",
     "reduce_max",
@@ -112,6 +127,7 @@ __all__ = [
     "sqrt",
     "store",
     "store_half",
+    "store_transposed",
 ]
 
 apply_forced_target()  # before the first kernel makes Numba choose

@@ -122,6 +122,23 @@ def round_half_away(typing: Any, x: Any) -> Any:
 
 
 @intrinsic
+def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once where the processor can, else twice: not for what must be equal everywhere.
+
+    c is a vector of floats; a or b may be a scalar.
+    """
+    vector = common_vector(a, b, c)
+    if vector is None or vector is not c or not vector.is_float:
+        return None
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        operands = [as_vector(context, builder, arg, kind, vector) for arg, kind in zip(args, (a, b, c), strict=True)]
+        return call(builder, f"llvm.fmuladd.v{vector.lanes}f32", vector.llvm, *operands)
+
+    return vector(a, b, c), lower
+
+
+@intrinsic
 def convert(typing: Any, vector: Any, value: Any) -> Any:
     """convert(I32x16, value): as C casts. Floats become I32 only and must be in range (see clamp); integers wrap."""
     to = vector.instance_type

@@ -227,6 +227,45 @@ def load_transposed(typing: Any, array: Any, starts: Any, into: Any, first: Any)
     return types.void(array, starts, into, types.intp), lower
 
 
+@intrinsic
+def store_transposed(typing: Any, array: Any, starts: Any, tile: Any, first: Any) -> Any:
+    """store_transposed(array, starts, tile, first): the inverse of load_transposed.
+
+    array[starts[lane] + k] = tile[k][lane], for the 16 k from first on.
+    """
+    if starts is not I64x16 or not isinstance(tile, Scratch) or tile.vector is not F32x16:
+        return None
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        _, starts_, tile_, first_ = args
+        columns = [
+            builder.load(builder.gep(tile_, [builder.add(first_, ir.Constant(first_.type, c))])) for c in range(16)
+        ]
+        for lane, row in enumerate(_transposed(builder, columns)):
+            start = builder.add(builder.extract_element(starts_, ir.Constant(INDEX, lane)), first_)
+            store_unaligned(builder, row, address(context, builder, array, args[0], start, F32x16.llvm))
+        return context.get_dummy_value()
+
+    return types.void(array, starts, tile, types.intp), lower
+
+
+@intrinsic
+def lanes_of(typing: Any, tile: Any) -> Any:
+    """lanes_of(scratch): the numbers in the lanes of scratch one after the other, as an array of no known length."""
+    if not isinstance(tile, Scratch):
+        return None
+    kind = types.Array(tile.vector.element, 1, "C")
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        array = make_array(kind)(context, builder)
+        zero, size = ir.Constant(ir.IntType(64), 0), ir.Constant(ir.IntType(64), kind.dtype.bitwidth // 8)
+        data = builder.bitcast(args[0], array.data.type)
+        populate_array(array, data=data, shape=[zero], strides=[size], itemsize=size, meminfo=None)
+        return array._getvalue()
+
+    return kind(tile), lower
+
+
 def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
     """Sixteen rows of sixteen, by swapping one bit of the row number with the same bit of the lane number at a time."""
     lane_type = ir.VectorType(INDEX, 16)
