@@ -296,6 +296,14 @@ PLANTED: dict[str, tuple[bytes, list[str]]] = {
             "another model",
         ],
     ),
+    "super-blocks of 64": (  # 16 of 38 bytes, where today there would be 4 of 144
+        build([], [Tensor("a", 12, (256, 4), offset=0), Tensor("b", 0, (8,), offset=608)]) + bytes(32),
+        [
+            "dtype: tensor 'a': its blocks are of 64 weights, as llama.cpp built with LLAMA_QKK_64 wrote them until "
+            "2024, where 256 are read. Make or download the file again",
+            "key-missing: key 'general.architecture': required, but missing",
+        ],
+    ),
     "tokens of one text": (
         llama({"tokenizer.ggml.tokens": array(STRING, ["a", "a", *(f"a long text {n % 37}" for n in range(38))])}),
         [

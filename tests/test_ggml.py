@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ggml_files import BLOCKS, HEADS, Tensor, build, llama
+from ggml_files import BLOCKS, BY_64, HEADS, Tensor, build, llama
 from sentencepiece import SentencePieceProcessor
 from tiny_llamas import SHARED
 
@@ -261,6 +261,18 @@ def test_refused(name: str, tmp_path: Path) -> None:
     assert str(error.value).startswith(f"{path}: ")
     assert str(error.value).isprintable()
     assert kind is UnsupportedError or error.value.code in SEVERITIES
+
+
+@pytest.mark.parametrize("type_", [10, 11, 12, 13, 14])
+@pytest.mark.parametrize("n_tensors", [1, 12])
+def test_super_blocks_of_64_are_named(
+    type_: int, n_tensors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BLOCKS, "ggjt v3", BY_64)
+    (tmp_path / "m.bin").write_bytes(build("ggjt v3", llama(type_)[:n_tensors]).data)
+    said = "tensor 'tok_embeddings.weight': its blocks are of 64 weights, as llama.cpp built with LLAMA_QKK_64 wrote"
+    with pytest.raises(UnsupportedError, match=re.escape(said)):
+        read_ggml(tmp_path / "m.bin")
 
 
 SMALL = build("ggjt v1", llama(n_vocab=5, dim=32, hidden=32), dim=32).data

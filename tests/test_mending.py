@@ -16,6 +16,7 @@ import llamacpp
 import pytest
 from gguf_files import U32, Tensor, scalar
 from llama_files import data_start, llama, written
+from same_models import state_of, write_hf
 from test_check import norm_at, swapped
 from test_docs import examples
 
@@ -288,8 +289,18 @@ def test_dtypes_are_not_changed_here(sound: Path, tmp_path: Path) -> None:
 
 
 def test_other_formats_are_not_converted(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="this is torch zip, and only Meta checkpoints and GGUF files are conv"):
-        llamatools.convert(TINY / "consolidated.00.pth", tmp_path / "m.gguf")
+    for source, format in (
+        (TINY / "consolidated.00.pth", "torch zip"),
+        (write_hf(tmp_path / "hf", state_of()), "Hugging Face"),
+        (tmp_path / "hf" / "model.safetensors", "safetensors"),
+    ):
+        with pytest.raises(UnsupportedError) as error:
+            llamatools.convert(source, tmp_path / "m.gguf")
+        assert str(error.value) == (
+            f"{source}: this is {format}, and only Meta checkpoints and GGUF files are converted. Name a GGUF file, or "
+            "the folder that holds params.json and consolidated.00.pth"
+        )
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def test_keys_are_set(sound: Path, tmp_path: Path) -> None:

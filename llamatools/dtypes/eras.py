@@ -39,3 +39,14 @@ GGJT_V1 = _nibbles("ggjt v1") | {
     8: Q8_0_F32,
 }
 GGJT_V2 = _nibbles("ggjt v2") | {8: Q8_0_F32}
+
+# Bytes of a super-block of 64 weights, where all of today's hold 256. llama.cpp wrote them under the same numbers where
+# it was built with LLAMA_QKK_64, from June 2023 (6769e944c) to March 2024.
+SUPER_BLOCKS_OF_64 = {"Q2_K": 24, "Q3_K": 28, "Q4_K": 38, "Q5_K": 46, "Q6_K": 54}
+OF_64 = "its blocks are of 64 weights, as llama.cpp built with LLAMA_QKK_64 wrote them until 2024, where 256 are read"
+
+
+def nbytes_by_64(dtype: DType, n_weights: int) -> int | None:
+    """Bytes that weights of a K type take in super-blocks of 64; None for other types."""
+    nbytes = SUPER_BLOCKS_OF_64.get(dtype.name)
+    return None if nbytes is None else n_weights // 64 * nbytes

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ import numpy as np
 from .. import names
 from ..checkpoint import Note
 from ..dtypes import BY_ID, DType
-from ..dtypes.eras import GGJT_V1, GGJT_V2, UNVERSIONED
-from ..errors import FormatError, Report, UnsupportedError, in_file, naming, refuse
+from ..dtypes.eras import GGJT_V1, GGJT_V2, OF_64, UNVERSIONED, nbytes_by_64
+from ..errors import FormatError, LlamatoolsError, Report, UnsupportedError, in_file, naming, refuse
 from ..layout import File, Layout, PlacedTensor
 from ..metadata import Kind, Strings, Value, array, strings, u32
 from ..tensors import FileTensor, SourceFile
@@ -198,8 +198,14 @@ def _read_tensors(fd: int, at: int, format: Format, source: SourceFile, n_layers
     """
     wanted = names.meta_names(n_layers)
     missing = dict.fromkeys(wanted)
+    tensor = None
     while at < source.size:
-        tensor = _read_tensor(fd, at, format, source)
+        try:
+            tensor = _read_tensor(fd, at, format, source)
+        except LlamatoolsError:
+            if tensor and _is_by_64(fd, tensor, format, source, wanted):
+                raise UnsupportedError(OF_64, where=f"tensor {tensor.name!r}", todo="Make the file anew") from None
+            raise
         where = f"tensor {tensor.name!r}"
         if tensor.name not in missing:
             if tensor.name in wanted:
@@ -255,6 +261,18 @@ def _read_tensor(fd: int, at: int, format: Format, source: SourceFile) -> Placed
     begin = padded(at + 12 + 4 * n_axes + name_nbytes, format.alignment or 1)
     tensor = FileTensor(name, dtype, shape, source, begin)
     return PlacedTensor(name, dtype, shape, begin, tensor.nbytes, source=tensor)
+
+
+def _is_by_64(fd: int, tensor: PlacedTensor, format: Format, source: SourceFile, wanted: Collection[str]) -> bool:
+    """Whether a tensor's super-blocks hold 64 weights: then the file, or the next tensor, is where they end."""
+    nbytes = nbytes_by_64(tensor.dtype, tensor.n_weights)
+    if nbytes is None:
+        return False
+    end = tensor.offset + nbytes
+    try:
+        return end == source.size or _read_tensor(fd, end, format, source).name in wanted
+    except LlamatoolsError:
+        return False
 
 
 def _number(layout: Layout, field: str) -> int:

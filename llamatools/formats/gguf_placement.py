@@ -8,6 +8,7 @@ they are. Otherwise each offset is believed, and what contradicts it is named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dtypes import DType
-from ..errors import FormatError, LlamatoolsError, Report
+from ..dtypes.eras import OF_64, nbytes_by_64
+from ..errors import FormatError, LlamatoolsError, Report, UnsupportedError
 from ..layout import PlacedTensor
 from ..tensors import FileTensor, SourceFile
 from .gguf_write import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_ALIGNMENT, padded
@@ -66,7 +68,9 @@ def place(
     if proven is not None and found != alignment:
         data_offset = proven
     todo = LAY_OUT_ANEW if proven == data_offset else MAKE_ANEW
-    if found is None:
+    if found is None and (name := _by_64(entries, sizes, alignment)):
+        report(UnsupportedError(OF_64, where=f"tensor {name!r}", todo=MAKE_ANEW, code="dtype"))
+    elif found is None:
         for error in _contradictions(entries, sizes, data_offset, alignment, todo):
             report(error)
     elif found != alignment:
@@ -125,6 +129,14 @@ def _running_sum(entries: Sequence[Entry], sizes: Sequence[int], alignment: int)
             return None
         total += padded(nbytes, alignment)
     return total
+
+
+def _by_64(entries: Sequence[Entry], sizes: Sequence[int], alignment: int) -> str | None:
+    """The first tensor in super-blocks of 64, if those explain the offsets."""
+    small = [nbytes_by_64(entry.dtype, math.prod(entry.shape)) for entry in entries]
+    if _running_sum(entries, [n or size for n, size in zip(small, sizes, strict=True)], alignment) is None:
+        return None
+    return next((entry.name for entry, n in zip(entries, small, strict=True) if n), None)
 
 
 def _alignment_in_use(
