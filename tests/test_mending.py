@@ -17,7 +17,7 @@ import pytest
 from gguf_files import U32, Tensor, scalar
 from llama_files import data_start, llama, written
 from same_models import state_of, write_hf
-from test_check import norm_at, swapped
+from test_check import PLANTED, norm_at, swapped
 from test_docs import examples
 
 import llamatools
@@ -158,6 +158,13 @@ def test_not_mended(case: str, tmp_path: Path) -> None:
     make, said = REFUSED[case]
     path = written(tmp_path / "m.gguf", make())
     with pytest.raises(FormatError, match=re.escape(said)):
+        llamatools.convert(path, tmp_path / "fixed.gguf")
+    assert [each.name for each in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_weights_in_super_blocks_of_64_are_no_holes(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.gguf", PLANTED["super-blocks of 64"][0])
+    with pytest.raises(UnsupportedError, match="tensor 'a': its blocks are of 64 weights"):
         llamatools.convert(path, tmp_path / "fixed.gguf")
     assert [each.name for each in tmp_path.iterdir()] == ["m.gguf"]
 
