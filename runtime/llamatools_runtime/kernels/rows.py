@@ -47,21 +47,39 @@ def rows_by_vector(
     for row in range(start, stop):
         p = row * n_blocks * nbytes
         total, least = splat(F32x16, 0), splat(F32x4, 0)
-        for b in range(0, n_blocks, 4):
+        for b in range(0, n_blocks - 3, 4):
             prefetch(blocks, p + AHEAD)
             prefetch(blocks, p + AHEAD + 64)
-            last = min(3, n_blocks - 1 - b)  # blocks that the last four lack are repeated, and count nothing
-            p1, p2, p3 = p + nbytes * min(1, last), p + nbytes * min(2, last), p + nbytes * last
-            first, second = codes_of(blocks, p, p1, p2, p3)
-            products = dot_two(first, _codes(fields, 32 * b), second, _codes(fields, 32 * b + 64), most)
-            products = products - load(I32x16, array_at(I32x16, fields[PARTIAL_SUMS]), 4 * b) * bias
-            d = load(F32x4, array_at(F32x16, fields[SCALES]), b)
-            total = total + convert(F32x16, products) * spread(load_halves(blocks, p, p1, p2, p3) * d, 0)
+            places = p, p + nbytes, p + 2 * nbytes, p + 3 * nbytes
+            products, d = _four_blocks(fields, blocks, places, b, codes_of, bias, most)
+            total = total + products * spread(load_halves(blocks, *places) * d, 0)
             if has_minimum:
-                sums = load(F32x4, array_at(F32x16, fields[SUMS]), b)
-                least = least + load_halves(blocks, p + 2, p1 + 2, p2 + 2, p3 + 2) * d * sums
+                least = least + _four_minima(fields, blocks, places, b) * d
             p += 4 * nbytes
+        if n_blocks % 4:  # the blocks that the last four lack repeat another; their activations are zero
+            b, last = n_blocks // 4 * 4, n_blocks % 4 - 1
+            places = p, p + nbytes * min(1, last), p + nbytes * min(2, last), p + nbytes * last
+            products, d = _four_blocks(fields, blocks, places, b, codes_of, bias, most)
+            total = total + products * spread(load_halves(blocks, *places) * d, 0)
+            if has_minimum:
+                least = least + _four_minima(fields, blocks, places, b) * d
         y[row] = reduce_add(total) + reduce_add(least)
+
+
+@inlined
+def _four_blocks(fields: Any, blocks: Any, places: Any, b: int, codes_of: Any, bias: int, most: int) -> tuple[Any, Any]:
+    """The products of four blocks' codes, less bias, and activations: an F32x16, four lanes per block. And x's d."""
+    first, second = codes_of(blocks, *places)
+    products = dot_two(first, _codes(fields, 32 * b), second, _codes(fields, 32 * b + 64), most)
+    products = products - load(I32x16, array_at(I32x16, fields[PARTIAL_SUMS]), 4 * b) * bias
+    return convert(F32x16, products), load(F32x4, array_at(F32x16, fields[SCALES]), b)
+
+
+@inlined
+def _four_minima(fields: Any, blocks: Any, places: Any, b: int) -> Any:
+    """The minima of four blocks, which lie two bytes after their beginning, times the sums of x's codes."""
+    minima = load_halves(blocks, places[0] + 2, places[1] + 2, places[2] + 2, places[3] + 2)
+    return minima * load(F32x4, array_at(F32x16, fields[SUMS]), b)
 
 
 @inlined
