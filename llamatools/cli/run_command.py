@@ -59,6 +59,10 @@ def run(
         ),
     ] = None,
     chunks: Annotated[int | None, typer.Option(help="Of --perplexity: how many are read; all by default.")] = None,
+    float32: Annotated[
+        bool,
+        typer.Option("--float32", help="Of --perplexity: round nothing to 8 bits, nor keys and values to float16."),
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Of --perplexity: write it as a page for a browser.")
     ] = None,
@@ -98,13 +102,19 @@ def run(
     for name, value in (("--chat-format", chat_format), ("--system", system)):
         if value is not None:
             raise UsageError("it is an option of --chat, which is not given", where=name)
-    _check_run_options(perplexity, against, layers, {"--context": context, "--chunks": chunks, "--html": html})
+    of_perplexity: dict[str, object] = {
+        "--context": context,
+        "--chunks": chunks,
+        "--float32": float32 or None,
+        "--html": html,
+    }
+    _check_run_options(perplexity, against, layers, of_perplexity)
     if memory_report and (perplexity is not None or against is not None):
         raise UsageError("it goes without --perplexity and --against", where="--memory-report")
     prompt = _prompt(prompt, prompt_file)
     options = meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
     if perplexity is not None:
-        _measure(model, perplexity, against, options, context, chunks, html, force, as_json)
+        _measure(model, perplexity, against, options, context, chunks, float32, html, force, as_json)
         return
     if layers and against is not None:
         parting = runtime.part(model, _opened(against, options), prompt=prompt or None)
@@ -181,6 +191,7 @@ def _measure(
     options: MetaOptions,
     context: int | None,
     chunks: int | None,
+    float32: bool,
     html: Path | None,
     force: bool,
     as_json: bool,
@@ -201,6 +212,7 @@ def _measure(
             text,
             context=context or runtime.CONTEXT,
             chunks=chunks,
+            float32=float32,
             against=None if against is None else _opened(against, options),
             on_chunk=on_chunk,
         )
