@@ -9,23 +9,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from llamatools_runtime import Cache, forward, generate, guard, load
+from llamatools_runtime import Cache, comparison, forward, generate, guard, layers, load, measure
 from llamatools_runtime.sampling import Sampler
 
+import llamatools
 from llamatools import MetaOptions, Overrides, convert
 from llamatools.errors import FormatError
 
 ROOT = Path(__file__).parents[1]
-POEM = (ROOT / "fixtures" / "tiny-llama" / "text.txt").read_text()
+TINY = ROOT / "fixtures" / "tiny-llama"
+POEM = (TINY / "text.txt").read_text()
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("guard") / "tiny.gguf"
-    convert(ROOT / "fixtures" / "tiny-llama", path, options=MetaOptions(overrides=Overrides(context=1024)))
+    convert(TINY, path, options=MetaOptions(overrides=Overrides(context=1024)))
     return path
 
 
@@ -138,3 +141,18 @@ def test_a_file_is_watched_as_long_as_it_is_in_use(model: Path) -> None:
     gc.collect()
     guard.check()
     assert len(os.listdir("/dev/fd")) == before
+
+
+def test_what_is_measured_is_of_one_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FormatError, match=r"model.gguf: it was written to while it was in use\. "):
+        measure(model, TINY / "text.txt", context=64, on_chunk=lambda *_: overwrite(model))
+    for module, what in ((comparison, comparison.compare), (layers, layers.part)):
+
+        def forward_and_overwrite(*arguments: Any, **options: Any) -> Any:
+            result = forward(*arguments, **options)
+            overwrite(model)
+            return result
+
+        monkeypatch.setattr(module, "forward", forward_and_overwrite)
+        with pytest.raises(FormatError, match=r"model.gguf: it was written to while it was in use\. "):
+            what(model, llamatools.open(TINY))
