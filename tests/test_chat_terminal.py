@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from llamatools_runtime import run
 
 from llamatools import MetaOptions, Overrides, convert
 from llamatools.cli.printing import _harmless
@@ -27,6 +28,7 @@ SECONDS = 60  # that anything may take
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("terminal") / "tiny.gguf"
     convert(TINY, path, options=MetaOptions(overrides=Overrides(context=1024)))
+    run(path, "How doth", max_tokens=2)  # kernels are compiled now, and not announced in what is tested
     return path
 
 
