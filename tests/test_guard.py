@@ -22,6 +22,7 @@ from llamatools.errors import FormatError
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "fixtures" / "tiny-llama"
+COMPILING = "compiling kernels for this processor, once ...\n"  # what the first run of all says
 POEM = (TINY / "text.txt").read_text()
 
 
@@ -29,7 +30,6 @@ POEM = (TINY / "text.txt").read_text()
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("guard") / "tiny.gguf"
     convert(TINY, path, options=MetaOptions(overrides=Overrides(context=1024)))
-    list(generate(load(path)[0], [1] * 9, Sampler(), max_tokens=2))  # kernels are compiled now, not in what is tested
     return path
 
 
@@ -69,7 +69,7 @@ def run_and_change(model: Path, change: Callable[[Path], None]) -> tuple[int, st
     first = process.stdout.read(5)  # it runs
     change(model)
     out, err = process.communicate(timeout=60)
-    return process.returncode, (first + out).decode(), err.decode()
+    return process.returncode, (first + out).decode(), err.decode().replace(COMPILING, "")
 
 
 @pytest.mark.parametrize("change", [truncate, truncate_by_a_byte, overwrite])
@@ -109,7 +109,7 @@ def test_a_lost_page_is_one_line_and_a_code(model: Path, original: Path) -> None
     gone = "a part of it is gone: it was truncated while it was in use, or its disk fails"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == f"{model}: {gone}. {guard.TODO}\n"
+    assert done.stderr.replace(COMPILING, "") == f"{model}: {gone}. {guard.TODO}\n"
     shutil.copy(original, model)
     done = subprocess.run([*command, original], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (3, f"{model} or {original}: {gone}. {guard.TODO}\n")
