@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from llamatools_runtime import Sampler, Timing, generate, generation, load, run
 from llamatools_runtime.generation import BATCH, TextStream
+from llamatools_runtime.kernels.team import team
 from tiny_llamas import STORIES, TINY, needs_stories, random_weights, stories, write_gguf
 
+from llamatools import quantize
 from llamatools.errors import FormatError, UnsupportedError, UsageError
 
 
@@ -55,6 +57,18 @@ def test_text_reads_on_from_the_prompt(stories_gguf):
 def test_a_seed_makes_draws_repeatable(stories_gguf):
     texts = [run(stories_gguf, "Lily", temperature=1.0, seed=seed, max_tokens=20).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+@needs_stories
+@pytest.mark.parametrize("float32", [False, True])
+def test_threads_do_not_change_the_text(stories_gguf, tmp_path, float32):
+    quantize(stories_gguf, tmp_path / "q.gguf", "q8_0")
+    texts = {
+        run(tmp_path / "q.gguf", "Lily and Tom went to the", max_tokens=60, threads=threads, float32=float32).ids
+        for threads in (1, 2, 3)
+    }
+    team(2)
+    assert len(texts) == 1
 
 
 @needs_stories

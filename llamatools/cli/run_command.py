@@ -10,7 +10,7 @@ import typer
 
 from ..errors import EXIT_FINDINGS, FormatError, UsageError, in_file
 from .chat import converse
-from .options import Json, meta_options
+from .options import Json, Threads, meta_options
 from .printing import Bar, print_json, print_report, print_text
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ def run(
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 is all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Of the sampling; the same seed gives the same text.")] = None,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Round nothing on the way to 8 bits, nor keys and values to float16.")
+    ] = False,
+    threads: Threads = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -59,10 +63,6 @@ def run(
         ),
     ] = None,
     chunks: Annotated[int | None, typer.Option(help="Of --perplexity: how many are read; all by default.")] = None,
-    float32: Annotated[
-        bool,
-        typer.Option("--float32", help="Of --perplexity: round nothing to 8 bits, nor keys and values to float16."),
-    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Of --perplexity: write it as a page for a browser.")
     ] = None,
@@ -84,9 +84,21 @@ def run(
     from llamatools_runtime import guard
 
     guard.arm()
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"{threads} threads cannot do the work", where="--threads")
+        from llamatools_runtime.kernels.team import team
+
+        team(threads)
     if chat:
-        others = {"--perplexity": perplexity, "--against": against, "--memory-report": memory_report, "--json": as_json}
-        _check_chat_options({**others, "--layers": layers, "--chunks": chunks, "--html": html}, prompt_file)
+        others: dict[str, object] = {"--layers": layers, "--chunks": chunks, "--html": html, "--float32": float32}
+        others |= {
+            "--perplexity": perplexity,
+            "--against": against,
+            "--memory-report": memory_report,
+            "--json": as_json,
+        }
+        _check_chat_options(others, prompt_file)
         sampler = runtime.Sampler(temperature, top_k, top_p, seed)
         first = _prompt(prompt, prompt_file) or ""
         converse(
@@ -102,15 +114,11 @@ def run(
     for name, value in (("--chat-format", chat_format), ("--system", system)):
         if value is not None:
             raise UsageError("it is an option of --chat, which is not given", where=name)
-    of_perplexity: dict[str, object] = {
-        "--context": context,
-        "--chunks": chunks,
-        "--float32": float32 or None,
-        "--html": html,
-    }
-    _check_run_options(perplexity, against, layers, of_perplexity)
+    _check_run_options(perplexity, against, layers, {"--context": context, "--chunks": chunks, "--html": html})
     if memory_report and (perplexity is not None or against is not None):
         raise UsageError("it goes without --perplexity and --against", where="--memory-report")
+    if float32 and against is not None and perplexity is None:
+        raise UsageError("models are compared in float32 anyway", where="--float32")
     prompt = _prompt(prompt, prompt_file)
     options = meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
     if perplexity is not None:
@@ -131,13 +139,15 @@ def run(
             top_k=top_k,
             top_p=top_p,
             seed=seed,
+            float32=float32,
             on_text=None if as_json else print_text,
         )
         if as_json:
             print_json(report.as_dict())
         else:
             print()
-        if isinstance(report, runtime.MemoryReport):
+        if memory_report:
+            assert isinstance(report, runtime.MemoryReport)
             if not as_json:
                 print()
                 for line in report.lines():

@@ -10,6 +10,7 @@ from typing import Any
 from llamatools.errors import UnsupportedError, in_file
 
 from .generation import TextStream, Timing, generate
+from .kernels.team import team
 from .load import load
 from .sampling import Sampler
 from .text import TextCodec
@@ -45,18 +46,22 @@ def run(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
+    float32: bool = False,
+    threads: int | None = None,
     on_text: Callable[[str], None] | None = None,
     on_token: Callable[[int], None] | None = None,
 ) -> RunReport:
     """Lets the model in a GGUF file read `prompt` and write on, by default always with the likeliest token.
 
     It stops at a token that ends the text or a turn, or begins a text, after max_tokens, or at the end of the context.
+    float32: as of `load`. threads: as many as processors by default; never changes the text.
     on_text: is given each piece of text as soon as it is there. on_token: is told how many tokens there are, 0 when the
     model is mapped.
     Raises as `load`, `Sampler` and `generate`; UnsupportedError for a file without a vocabulary.
     """
     sampler = Sampler(temperature, top_k, top_p, seed)
-    model, layout = load(path)
+    team(threads)
+    model, layout = load(path, float32=float32)
     if on_token is not None:
         on_token(0)
     if layout.tokenizer is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from llamatools.checkpoint import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Tokenizer
 from llamatools.errors import FormatError, UnsupportedError
@@ -76,9 +77,10 @@ class _SentencePiece:
     def __init__(self, tokenizer: Tokenizer) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self._special = {text: id_ for id_, text in enumerate(tokenizer.tokens) if tokenizer.types[id_] == CONTROL}
+        tokens, types = list(tokenizer.tokens), tokenizer.types.tolist()
+        self._special = {text: id_ for id_, text in enumerate(tokens) if types[id_] == CONTROL}
         try:
-            self._processor = SentencePieceProcessor(model_proto=_model_proto(tokenizer))
+            self._processor = SentencePieceProcessor(model_proto=_model_proto(tokenizer, tokens))
         except (RuntimeError, ValueError) as error:
             raise FormatError(f"sentencepiece refuses the vocabulary: {error}") from error
 
@@ -99,8 +101,11 @@ class _SentencePiece:
         return text
 
 
-def _model_proto(tokenizer: Tokenizer) -> bytes:
-    """A SentencePiece model (sentencepiece_model.proto) with this vocabulary, for BPE with byte fallback."""
+def _model_proto(tokenizer: Tokenizer, tokens: Sequence[str]) -> bytes:
+    """A SentencePiece model (sentencepiece_model.proto) with this vocabulary, for BPE with byte fallback.
+
+    tokens: the tokenizer's, as a list.
+    """
 
     def varint(number: int) -> bytes:
         number &= (1 << 64) - 1
@@ -110,20 +115,25 @@ def _model_proto(tokenizer: Tokenizer) -> bytes:
             number >>= 7
         return bytes([*head, number])
 
-    def field(number: int, value: int | float | bytes) -> bytes:
+    def field(number: int, value: int | bytes) -> bytes:
         if isinstance(value, int):
             return varint(number << 3) + varint(value)
-        if isinstance(value, float):
-            return varint(number << 3 | 5) + struct.pack("<f", value)
         return varint(number << 3 | 2) + varint(len(value)) + value
 
     t = tokenizer
-    scores = [0.0] * len(t.tokens) if t.scores is None else t.scores.tolist()
-    pieces = (
-        field(1, field(1, text.encode("utf-8", "replace")) + field(2, score) + field(3, type_))
-        for text, score, type_ in zip(t.tokens, scores, t.types.tolist(), strict=True)
-    )
-    unknown = next((id_ for id_, type_ in enumerate(t.types.tolist()) if type_ == UNKNOWN), 0)
+
+    def piece(text: bytes, score: bytes, type_: int) -> bytes:
+        """Fields 1, text, 2, score, and 3, type, as field 1 of the model."""
+        n = len(text)
+        if n < 119 and type_ < 128:  # lengths of one byte: a vocabulary has many thousands, and whoever starts waits
+            return b"\n%c\n%c%b\x15%b\x18%c" % (n + 9, n, text, score, type_)
+        return field(1, field(1, text) + varint(2 << 3 | 5) + score + field(3, type_))
+
+    scores = np.zeros(len(t.tokens), "<f4") if t.scores is None else t.scores.astype("<f4")
+    texts = (text.encode("utf-8", "replace") for text in tokens)
+    types = t.types.tolist()
+    pieces = map(piece, texts, scores.view("V4").tolist(), types)
+    unknown = next((id_ for id_, type_ in enumerate(types) if type_ == UNKNOWN), 0)
     has_bytes = int(BYTE in t.types)
     bos, eos = t.special.get("bos", -1), t.special.get("eos", -1)
     ids = field(40, unknown) + field(41, bos) + field(42, eos) + field(43, -1)
