@@ -21,6 +21,7 @@ from test_cli import Run, run  # noqa: F401
 from tiny_llamas import TINY, random_weights, write_gguf
 
 from llamatools.check.residency import residency
+from llamatools.views import human_bytes
 
 PAGE = mmap.PAGESIZE
 MB = 1_000_000
@@ -131,7 +132,10 @@ def test_what_is_reported_of_a_run(model: Path) -> None:
     assert (kinds["attn_q"]["n_tensors"], kinds["attn_q"]["nbytes"]) == (3, 3 * 64 * 64 * 4)
     assert kinds["attn_q"]["resident"]["token 1"] == kinds["attn_q"]["page_nbytes"]
     assert memory["estimate"]["weights"] == model.stat().st_size
-    assert max(map(len, report.lines())) <= 80
+    lines = list(report.lines())
+    assert max(map(len, lines)) <= 80
+    ours = memory["estimate"]["keys and values"] + memory["estimate"]["working memory"]
+    assert lines[-1].split()[:3] == ["private", *human_bytes(ours).split()]
 
 
 def test_a_short_text_has_fewer_stages(model: Path) -> None:

@@ -183,12 +183,17 @@ class MemoryReport:
 
     def _estimate_lines(self) -> Iterator[str]:
         last, mapped = list(self.looks.values())[-1].counters, self.looks[STAGES[0]].counters
-        private = sum(need.nbytes for need in self.estimate if need.name in OUR_PRIVATE)
+        ours = [need for need in self.estimate if not need.is_shared and not need.name.startswith("llama.cpp")]
         yield ""
         yield "ESTIMATED by `inspect --memory`, and measured"
         for name, estimate, measured, meaning in (
             ("weights", self.layout.size, last.mapped, "shared: the file; its pages here"),
-            ("private", private, last.rss_anon - mapped.rss_anon, "at most; RssAnon since mapping"),
+            (
+                "private",
+                sum(need.nbytes for need in ours),
+                last.rss_anon - mapped.rss_anon,
+                "at most; RssAnon since mapping",
+            ),
         ):
             yield f"  {name:<10}{human_bytes(estimate):>14}{_signed_bytes(measured):>14}   {meaning}"
 
@@ -204,7 +209,6 @@ LABELS = {
     "major_faults": "major faults",
 }
 assert LABELS.keys() == MEANINGS.keys() == {field.name for field in fields(Counters)}
-OUR_PRIVATE = ("keys and values", "working memory")
 
 
 def report_memory(

@@ -6,11 +6,11 @@
 
 The model must lie on a real disk (not on a RAM disk) with room for a copy of it beside. Given a folder instead, a
 seeded model of TinyLlama's shape is made there, Q4_0, and in BF16 (2.2 GB) to be shared by eight processes; 5 GB are
-needed, and everything is deleted in the end. Run it on a quiet machine; it takes some minutes. Measures
+needed, and everything is deleted in the end. Linux only; run it on a quiet machine, for some minutes. Measures
 
     start        reading against mapping, from a cold and from a warm page cache, until the first token
     processes    one to eight on one file: sums of RSS and Pss, and what the machine lacks
-    cap          tokens per second, and bytes read again, where memory is 130 % to 40 % of the file
+    cap          tokens per second, and bytes read again, where memory is 130 % to 29 % of the file
     alignment    32, 4096 and 2 MiB
 
 --page: writes memory.md, its plots and its figures (memory.json) there; otherwise figures go to stdout.
@@ -40,7 +40,7 @@ import llamatools
 from llamatools.check.residency import residency
 
 WORKER = [sys.executable, str(Path(__file__).with_name("mapping_worker.py"))]
-PERCENTS = (130, 115, 105, 95, 85, 70, 55, 40)
+PERCENTS = (130, 115, 105, 95, 85, 70, 55, 40, 29)  # the last is what 5.8 GB are of 20 GB
 ALIGNMENTS = (32, 4096, 2 << 20)
 N_PROCESSES = 8
 SPARE = 0.7  # of the memory that is available may be taken by models that are read
@@ -94,7 +94,10 @@ def start(path: Path, runs: int) -> list[Facts]:
             facts = worker(path, by, 3)
             if run >= 0:
                 results.append(facts)
-    return [{"by": by, "state": state, **summary(results)} for (by, state), results in found.items()]
+    return [
+        {"by": by, "state": state, **summary(results), "kinds": results[0]["kinds"]}
+        for (by, state), results in found.items()
+    ]
 
 
 def summary(results: Sequence[Facts]) -> Facts:
@@ -120,7 +123,6 @@ def summary(results: Sequence[Facts]) -> Facts:
         "rss_anon": of_token_1("rss_anon"),
         "mapped": of_token_1("mapped"),
         "runs": [facts["seconds"] for facts in results],
-        "kinds": results[0]["kinds"],
     }
 
 
@@ -243,6 +245,7 @@ def surroundings(path: Path) -> Facts:
         "kernel": platform.release().split("-")[0],
         "processor": models[0].split(":")[1].strip() if models else platform.machine(),
         "n_cpus": os.cpu_count(),
+        "load": os.getloadavg()[1],
         "memory": machine("MemTotal"),
         "read_ahead": int(ahead.read_text()) << 10 if ahead.exists() else None,
         "device_speed": device_speed(path),

@@ -113,7 +113,7 @@ def _file(model: Facts) -> str:
 def _machine(machine: Facts) -> str:
     return (
         f"{machine['n_cpus']} processors ({machine['processor']}), {amount(machine['memory'])} of memory, "
-        f"Linux {machine['kernel']}"
+        f"Linux {machine['kernel']}; {machine['load']:.1f} threads of other work wanted to run (load average before)"
     )
 
 
