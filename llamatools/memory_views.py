@@ -24,7 +24,7 @@ def residency_table(layout: Layout, resident: Mapping[int, Residency], match: st
         if matches(match, tensor.name):
             n_pages, n_resident = resident[tensor.file].pages(tensor)
             rows.append(
-                (printable(tensor.name), tensor.dtype.name, f"{n_pages}", f"{n_resident}", _part(n_resident, n_pages))
+                (printable(tensor.name), tensor.dtype.name, f"{n_pages}", f"{n_resident}", part(n_resident, n_pages))
             )
     return Table(("tensor", "dtype", "pages", "in memory", "part"), rows, frozenset({2, 3, 4}))
 
@@ -34,7 +34,7 @@ def residency_lines(layout: Layout, resident: Mapping[int, Residency]) -> Iterat
     for n, file in enumerate(layout.files):
         nbytes = min(resident[n].between(0, file.size), file.size)
         what = f"{human_bytes(nbytes)} of {human_bytes(file.size)} are in the page cache"
-        yield f"{printable(file.path.name)}: {what} ({_part(nbytes, file.size)}), in pages of {PAGE}"
+        yield f"{printable(file.path.name)}: {what} ({part(nbytes, file.size)}), in pages of {PAGE}"
 
 
 def residency_json(layout: Layout, resident: Mapping[int, Residency], match: str | None = None) -> dict[str, Any]:
@@ -65,6 +65,6 @@ def needs_json(needs: Sequence[Need]) -> list[dict[str, Any]]:
     ]
 
 
-def _part(n: int, of: int) -> str:
+def part(n: int, of: int) -> str:
     """In percent; all and none are said of nothing else."""
     return f"{min(max(100 * n / of, 0.1), 99.9) if 0 < n < of else 100 * n / of:.1f}%" if of else "-"

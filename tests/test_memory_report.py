@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import mmap
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from llamatools_runtime import counters as counters_module
-from llamatools_runtime import report_memory
+from llamatools_runtime import memory_report, report_memory
 from llamatools_runtime.counters import counters
 from llamatools_runtime.memory_report import files_of
 from test_cli import Run, run  # noqa: F401
@@ -136,6 +137,11 @@ def test_what_is_reported_of_a_run(model: Path) -> None:
     assert max(map(len, lines)) <= 80
     ours = memory["estimate"]["keys and values"] + memory["estimate"]["working memory"]
     assert lines[-1].split()[:3] == ["private", *human_bytes(ours).split()]
+
+
+def test_every_counter_is_explained() -> None:
+    names = [field.name for field in dataclasses.fields(counters_module.Counters)]
+    assert sorted(names) == sorted(counters_module.MEANINGS) == sorted(memory_report.LABELS)
 
 
 def test_a_short_text_has_fewer_stages(model: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from llamatools.check.memory import Need, needs
 from llamatools.check.residency import PAGE, Residency, residency
 from llamatools.formats.gguf_split import SHARD, shard_name
 from llamatools.layout import Layout, PlacedTensor
+from llamatools.memory_views import part
 from llamatools.views import Table, human_bytes
 
 from .counters import MEANINGS, Counters, counters
@@ -173,7 +174,7 @@ class MemoryReport:
                 kind.name,
                 str(kind.n_tensors),
                 human_bytes(kind.nbytes),
-                *(f"{100 * nbytes / kind.page_nbytes:.1f}%" if nbytes else "0" for nbytes in kind.resident.values()),
+                *(part(nbytes, kind.page_nbytes) for nbytes in kind.resident.values()),
             )
             for kind in kinds(self.layout, self.looks)
         ]
@@ -186,14 +187,10 @@ class MemoryReport:
         ours = [need for need in self.estimate if not need.is_shared and not need.name.startswith("llama.cpp")]
         yield ""
         yield "ESTIMATED by `inspect --memory`, and measured"
+        private, grown = sum(need.nbytes for need in ours), last.rss_anon - mapped.rss_anon
         for name, estimate, measured, meaning in (
             ("weights", self.layout.size, last.mapped, "shared: the file; its pages here"),
-            (
-                "private",
-                sum(need.nbytes for need in ours),
-                last.rss_anon - mapped.rss_anon,
-                "at most; RssAnon since mapping",
-            ),
+            ("private", private, grown, "without kernels; growth of RssAnon"),
         ):
             yield f"  {name:<10}{human_bytes(estimate):>14}{_signed_bytes(measured):>14}   {meaning}"
 
@@ -208,7 +205,6 @@ LABELS = {
     "minor_faults": "minor faults",
     "major_faults": "major faults",
 }
-assert LABELS.keys() == MEANINGS.keys() == {field.name for field in fields(Counters)}
 
 
 def report_memory(
