@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,12 +32,14 @@ def write_page(found: Facts, folder: Path) -> None:
 def _wrapped(text: str) -> str:
     """Prose wrapped as in other pages; tables, headings and pictures stay as they are."""
     wrapped = []
-    for paragraph in re.sub(r"(?<!\n)\n(?=- )", "\n\n", text).split("\n\n"):
+    for paragraph in text.strip().split("\n\n"):
+        bullets = paragraph.split("\n") if paragraph.startswith("- ") else [paragraph]
         if paragraph and paragraph[0] not in "|#!":
-            indent = "  " if paragraph.startswith("- ") else ""
-            paragraph = textwrap.fill(paragraph, 120, subsequent_indent=indent, break_long_words=False)
-        wrapped.append(paragraph.strip("\n"))
-    return "\n\n".join(wrapped).replace("\n\n- ", "\n- ") + "\n"
+            bullets = [
+                textwrap.fill(bullet, 120, subsequent_indent="  " if len(bullets) > 1 else "") for bullet in bullets
+            ]
+        wrapped.append("\n".join(bullets))
+    return "\n\n".join(wrapped) + "\n"
 
 
 def values(found: Facts) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,21 +52,25 @@ def what_was_touched(found: Facts, cold: Facts) -> str:
 
 def of_alignment(rows: Sequence[Facts]) -> str:
     warm = [row for row in rows if row["state"] == "warm"]
-    first = [both(row) for row in warm]
-    steady = [row["steady_seconds"] for row in warm]
-    noise = max(_spread(row) for row in warm)
+    told = []
+    for when, seconds_of in (("until the first token", _until_first), ("for later tokens", _later)):
+        runs = [[seconds_of(run) for run in row["runs"]] for row in warm]
+        medians = [statistics.median(of_one) for of_one in runs]
+        between, within = max(medians) / min(medians), max(max(of_one) / min(of_one) for of_one in runs)
+        more = "more" if between > within else "no more"
+        told.append(f"{when} {times(between)}, {more} than the {times(within)} by which runs of one file differ")
     return (
-        f"From a warm cache the slowest of the three takes {times(max(first) / min(first))} the fastest's time until "
-        f"the first token, and {times(max(steady) / min(steady))} for later ones, while runs of one and the same file "
-        f"differ by up to {times(noise)}; the largest alignment adds "
-        f"{share(warm[-1]['size'] - warm[0]['size'], warm[0]['size'])} to the file."
+        f"From a warm cache the slowest of the three takes, against the fastest, {'; '.join(told)}. The largest "
+        f"alignment adds {share(warm[-1]['size'] - warm[0]['size'], warm[0]['size'])} to the file."
     )
 
 
-def _spread(row: Facts) -> float:
-    """The slowest run until the first token over the fastest."""
-    until = [run[0] + run[1] for run in row["runs"]]
-    return max(until) / min(until)
+def _until_first(run: Sequence[float]) -> float:
+    return run[0] + run[1]
+
+
+def _later(run: Sequence[float]) -> float:
+    return statistics.mean(run[2:])
 
 
 def of_start(ways: Ways) -> str:
