@@ -148,7 +148,6 @@ def processes(path: Path, by: str, most: int) -> list[Facts]:
                     "rss": sum(c.rss_anon + c.rss_file for c in counted),
                     "pss": sum(c.pss for c in counted),
                     "private": sum(c.rss_anon for c in counted),
-                    "base": counted[0].pss - counted[0].mapped if n == 1 else found[0]["base"],
                     "used": free - machine("MemFree"),
                     "lacking": available - machine("MemAvailable"),
                 }

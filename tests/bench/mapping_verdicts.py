@@ -106,13 +106,14 @@ def of_large_models(found: Facts) -> str:
 
 
 def of_sharing(found: Facts) -> str:
-    last, size = found["processes"]["map"][-1], found["shared"]["size"]
-    bound = 1.05 * size + last["n"] * last["base"]
+    first, *_, last = found["processes"]["map"]
+    size = found["shared"]["size"]
+    bound = 1.05 * size + last["n"] * first["private"]
     word = "True" if last["pss"] <= bound else "Not true here"
     return (
         f"{word}: {last['n']} processes on a file of {amount(size)} have {amount(last['pss'])} of Pss together, "
-        f"{amount(last['private'])} of it private (1.05 times the file, and {last['n']} times what one process has "
-        f"beside it, would be {amount(bound)}); the {amount(last['rss'])} that their RSS adds up to exist nowhere."
+        f"{amount(last['private'])} of it private (1.05 times the file, and {last['n']} times the private memory of "
+        f"one process, would be {amount(bound)}); the {amount(last['rss'])} that their RSS adds up to exist nowhere."
     )
 
 
