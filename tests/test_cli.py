@@ -91,6 +91,7 @@ def test_without_arguments_the_help_is_shown(run: Run) -> None:
         (["convert", TINY, "."], ".: is there already and is not a regular file"),
         (["inspect", TINY, "--match", "("], "--match: '(' is no regular expression: missing )"),
         (["run", "a", "--chunks", "3"], "--chunks: it is an option of --perplexity, which is not given"),
+        (["run", "a", "--norm-eps", "1e-6"], "--norm-eps: it is an option of --against, which is not given"),
         (["run", "a", "--threads", "0"], "--threads: 0 threads cannot do the work"),
         (["run", "a", "--float32", "--against", "b"], "--float32: models are compared in float32 anyway"),
         (["run", "a", "--layers"], "--layers: it needs --against, and goes without --perplexity"),

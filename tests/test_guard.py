@@ -115,6 +115,32 @@ def test_a_lost_page_is_one_line_and_a_code(model: Path, original: Path) -> None
     assert (done.returncode, done.stderr) == (3, f"{model} or {original}: {gone}. {guard.TODO}\n")
 
 
+LOSE_PAGES_AT_ONCE = """
+import mmap, os, sys, threading
+from pathlib import Path
+import numpy as np
+from llamatools_runtime import guard
+with open(sys.argv[1], "rb") as file:
+    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    guard.watch(mapping, Path(sys.argv[1]), file.fileno())
+guard.arm()
+os.truncate(sys.argv[1], 0)
+pages = np.frombuffer(mapping, np.uint8)
+together = threading.Barrier(8)
+for _ in range(8):
+    threading.Thread(target=lambda: (together.wait(), np.bitwise_xor.reduce(pages))).start()
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_threads_that_lose_pages_at_once_say_it_once(tmp_path: Path, attempt: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    done = subprocess.run([sys.executable, "-c", LOSE_PAGES_AT_ONCE, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+
+
 def test_what_changed_is_told(model: Path) -> None:
     loaded, _ = load(model)
     size = model.stat().st_size

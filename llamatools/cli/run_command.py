@@ -114,13 +114,26 @@ def run(
     for name, value in (("--chat-format", chat_format), ("--system", system)):
         if value is not None:
             raise UsageError("it is an option of --chat, which is not given", where=name)
-    _check_run_options(perplexity, against, layers, {"--context": context, "--chunks": chunks, "--html": html})
+    _check_run_options(
+        perplexity,
+        against,
+        layers,
+        of_perplexity={"--context": context, "--chunks": chunks, "--html": html},
+        of_against={
+            "--tokenizer": tokenizer,
+            "--rope-theta": rope_theta,
+            "--rope-factor": rope_factor,
+            "--norm-eps": norm_eps,
+        },
+    )
     if memory_report and (perplexity is not None or against is not None):
         raise UsageError("it goes without --perplexity and --against", where="--memory-report")
     if float32 and against is not None and perplexity is None:
         raise UsageError("models are compared in float32 anyway", where="--float32")
     prompt = _prompt(prompt, prompt_file)
-    options = meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
+    options = None
+    if against is not None:  # what it takes to read one is not imported for other runs
+        options = meta_options(tokenizer, overrides=(None, rope_theta, rope_factor, norm_eps))
     if perplexity is not None:
         _measure(model, perplexity, against, options, context, chunks, float32, html, force, as_json)
         return
@@ -185,11 +198,20 @@ def _prompt(prompt: str | None, path: Path | None) -> str | None:
 
 
 def _check_run_options(
-    perplexity: Path | None, against: Path | None, layers: bool, of_perplexity: dict[str, object]
+    perplexity: Path | None,
+    against: Path | None,
+    layers: bool,
+    *,
+    of_perplexity: dict[str, object],
+    of_against: dict[str, object],
 ) -> None:
-    given = [name for name, value in of_perplexity.items() if value is not None]
-    if perplexity is None and given:
-        raise UsageError("it is an option of --perplexity, which is not given", where=given[0])
+    for needed, is_given, options in (
+        ("--perplexity", perplexity is not None, of_perplexity),
+        ("--against", against is not None, of_against),
+    ):
+        without = [name for name, value in options.items() if value is not None]
+        if without and not is_given:
+            raise UsageError(f"it is an option of {needed}, which is not given", where=without[0])
     if layers and (against is None or perplexity is not None):
         raise UsageError("it needs --against, and goes without --perplexity", where="--layers")
 
@@ -198,7 +220,7 @@ def _measure(
     model: Path,
     text: Path,
     against: Path | None,
-    options: MetaOptions,
+    options: MetaOptions | None,
     context: int | None,
     chunks: int | None,
     float32: bool,
@@ -232,7 +254,7 @@ def _measure(
         runtime.write_page(quality, names, html, force=force)
 
 
-def _opened(path: Path, options: MetaOptions) -> Checkpoint:
+def _opened(path: Path, options: MetaOptions | None) -> Checkpoint:
     from ..recognise import open as open_checkpoint
 
     return open_checkpoint(path, options)

@@ -28,13 +28,22 @@ TODO = "Start again with a file that nothing writes to; to put another in its pl
 
 # The handler of SIGBUS, in LLVM's language. The thread that touched the lost page is in the middle of something and may
 # hold locks, so all it may do is to call functions such as `write` and `_exit` (POSIX, async-signal-safe). Nothing of
-# Python's is one, and Python's own handlers run only after the instruction that can never be finished.
+# Python's is one, and Python's own handlers run only after the instruction that can never be finished. Of several
+# threads that touch lost pages the first says so; the others wait for the end.
 HANDLER = f"""
 @line = global ptr null
 @length = global i64 0
+@is_said = global i32 0
 declare i64 @write(i32, ptr, i64)
 declare void @_exit(i32)
 define void @lost_page(i32 %signal) {{
+  %was_said = atomicrmw xchg ptr @is_said, i32 1 seq_cst
+  %is_first = icmp eq i32 %was_said, 0
+  br i1 %is_first, label %say, label %wait
+wait:
+  %still = load volatile i32, ptr @is_said
+  br label %wait
+say:
   %line = load ptr, ptr @line
   %length = load i64, ptr @length
   %written = call i64 @write(i32 2, ptr %line, i64 %length)
