@@ -77,7 +77,7 @@ def test_a_file_that_changes_ends_the_run(model: Path, change: Callable[[Path], 
     code, out, err = run_and_change(model, change)
     assert code == 3
     assert err.startswith(f"{model}: ")
-    assert err.endswith(f". {guard.TODO}\n")
+    assert err.endswith(f". {guard.REMEDY}\n")
     assert err.count("\n") == 1
     assert POEM.startswith(out)
     assert len(out) < len(POEM)
@@ -109,10 +109,10 @@ def test_a_lost_page_is_one_line_and_a_code(model: Path, original: Path) -> None
     gone = "a part of it is gone: it was truncated while it was in use, or its disk fails"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.replace(COMPILING, "") == f"{model}: {gone}. {guard.TODO}\n"
+    assert done.stderr.replace(COMPILING, "") == f"{model}: {gone}. {guard.REMEDY}\n"
     shutil.copy(original, model)
     done = subprocess.run([*command, original], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (3, f"{model} or {original}: {gone}. {guard.TODO}\n")
+    assert (done.returncode, done.stderr) == (3, f"{model} or {original}: {gone}. {guard.REMEDY}\n")
 
 
 LOSE_PAGES_AT_ONCE = """
@@ -149,7 +149,7 @@ def test_what_changed_is_told(model: Path) -> None:
     with pytest.raises(FormatError) as raised:
         guard.check()
     assert str(raised.value) == (
-        f"{model}: it changed while it was in use: it had {size} bytes and has {size + 1} now. {guard.TODO}"
+        f"{model}: it changed while it was in use: it had {size} bytes and has {size + 1} now. {guard.REMEDY}"
     )
     os.truncate(model, size)
     with pytest.raises(FormatError, match=r"model.gguf: it was written to while it was in use\. "):

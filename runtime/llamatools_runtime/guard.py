@@ -24,7 +24,7 @@ from typing import Any
 
 from llamatools.errors import EXIT_BAD_INPUT, FormatError
 
-TODO = "Start again with a file that nothing writes to; to put another in its place, write it elsewhere and rename it"
+REMEDY = "Start again with a file that nothing writes to; to put another in its place, write it elsewhere and rename it"
 
 # The handler of SIGBUS, in LLVM's language. The thread that touched the lost page is in the middle of something and may
 # hold locks, so all it may do is to call functions such as `write` and `_exit` (POSIX, async-signal-safe). Nothing of
@@ -68,10 +68,10 @@ class _Watched:
             raise FormatError(
                 f"it changed while it was in use: it had {self.nbytes} bytes and has {now.st_size} now",
                 file=self.path,
-                todo=TODO,
+                todo=REMEDY,
             )
         if now.st_mtime_ns != self.modified:
-            raise FormatError("it was written to while it was in use", file=self.path, todo=TODO)
+            raise FormatError("it was written to while it was in use", file=self.path, todo=REMEDY)
 
 
 _watched: dict[int, _Watched] = {}  # by the identity of the mapping
@@ -118,7 +118,7 @@ def _prepare_line() -> None:
         return
     files = " or ".join(str(watched.path) for watched in _watched.values())
     what = "a part of it is gone: it was truncated while it was in use, or its disk fails"
-    lost = FormatError(what, file=files, todo=TODO)
+    lost = FormatError(what, file=files, todo=REMEDY)
     buffer = ctypes.create_string_buffer(f"{lost}\n".encode())
     length = ctypes.c_int64.from_address(_handler().get_global_value_address("length"))
     line = ctypes.c_void_p.from_address(_handler().get_global_value_address("line"))
