@@ -141,6 +141,49 @@ def test_comparisons_and_choices() -> None:
 
 
 @kernel
+def zeros(x: Array, out: Array) -> None:
+    for i in range(0, x.size, 16):
+        a = load(F32x16, x, i)
+        store(out[0], i, minimum(a, 0))
+        store(out[1], i, minimum(a, -0.0))
+        store(out[2], i, maximum(a, 0))
+        store(out[3], i, maximum(a, -0.0))
+        store(out[4], i, minimum(0, a))
+        store(out[5], i, maximum(0, a))
+        store(out[6], i, select(a < 0, 0, a))
+        store(out[7], i, select(a > 0, -0.0, a))
+        store(out[8], i, select(a <= 0, a, 0))
+        store(out[9], i, select(a >= 0, a, -0.0))
+        store(out[10], i, clamp(a, 0, 4))
+
+
+def test_the_signs_of_zeros_are_those_of_c() -> None:
+    """Where one of two is zero and known to be: a minimum of the processor's own could take the other zero."""
+    x, out = floats(6), np.zeros((11, N), np.float32)
+    zeros(x, out)
+    plus, minus = np.float32([0.0, -0.0])
+    with np.errstate(invalid="ignore"):
+        expected = [
+            np.where(x < 0, x, plus),
+            np.where(x < 0, x, minus),
+            np.where(x > 0, x, plus),
+            np.where(x > 0, x, minus),
+            np.where(x > 0, plus, x),
+            np.where(x < 0, plus, x),
+            np.where(x < 0, plus, x),
+            np.where(x > 0, minus, x),
+            np.where(x <= 0, x, plus),
+            np.where(x >= 0, x, minus),
+            np.where(x > 0, np.minimum(x, np.float32(4)), minus),
+        ]
+    for row, want in zip(out, expected, strict=True):
+        assert want.dtype == np.float32
+        np.testing.assert_array_equal(row, want)
+        number = ~np.isnan(want)
+        np.testing.assert_array_equal(np.signbit(row)[number], np.signbit(want)[number])
+
+
+@kernel
 def whole_numbers(x: Array, y: Array, out: Array) -> None:
     for i in range(0, x.size, 16):
         a, b = load(I32x16, x, i), load(I32x16, y, i)

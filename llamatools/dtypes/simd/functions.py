@@ -23,6 +23,18 @@ def call(builder: ir.IRBuilder, name: str, returns: ir.Type, *args: ir.Value) ->
     return builder.call(function, args)
 
 
+def selected(builder: ir.IRBuilder, mask: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    """LLVM: a where the mask is true, else b, a zero with its sign.
+
+    LLVM takes `x < 0 ? x : 0` for a minimum whose zero may have either sign, and emits arm64's fminnm, which makes -0
+    of -0 (llvm-project's issue 93414; minps of x86-64 is what is written). It does so where it sees that what is
+    compared is what is chosen; behind a fence, which is no instruction, it does not.
+    """
+    if "neon" in features() and isinstance(b.type.element, ir.FloatType):
+        b = call(builder, f"llvm.arithmetic.fence.v{b.type.count}f32", b.type, b)
+    return builder.select(mask, a, b)
+
+
 @intrinsic
 def splat(typing: Any, vector: Any, value: Any) -> Any:
     """splat(F32x16, value): the scalar in every lane."""
@@ -48,7 +60,7 @@ def select(typing: Any, mask: Any, a: Any, b: Any) -> Any:
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         chosen = (as_vector(context, builder, arg, kind, vector) for arg, kind in zip(args[1:], (a, b), strict=True))
-        return builder.select(args[0], *chosen)
+        return selected(builder, args[0], *chosen)
 
     return vector(mask, a, b), lower
 
@@ -60,7 +72,7 @@ def _extreme(sign: str, a: Any, b: Any) -> Any:
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         left, right = (as_vector(context, builder, arg, kind, vector) for arg, kind in zip(args, (a, b), strict=True))
-        return builder.select(compare(builder, vector, sign, left, right), left, right)
+        return selected(builder, compare(builder, vector, sign, left, right), left, right)
 
     return vector(a, b), lower
 
@@ -79,7 +91,10 @@ def maximum(typing: Any, a: Any, b: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def clamp(typing: Any, x: Any, low: Any, high: Any) -> Any:
-    """x limited to low..high (scalars); NaN becomes low, so that what follows can convert it. A low of 0 means -0."""
+    """x limited to low..high (scalars); NaN becomes low, so that what follows can convert it.
+
+    A low of 0 means -0. high is not 0: for any other number the processor's own minimum is what is meant.
+    """
     if not isinstance(x, Vector):
         return None
 
@@ -87,7 +102,7 @@ def clamp(typing: Any, x: Any, low: Any, high: Any) -> Any:
         lowest, highest = (as_vector(context, builder, args[k], kind, x) for k, kind in ((1, low), (2, high)))
         if x.is_float and getattr(low, "literal_value", None) == 0:
             lowest = filled(x, -0.0)  # x86 has one instruction for this maximum, while LLVM makes two of that with 0
-        value = builder.select(compare(builder, x, ">", args[0], lowest), args[0], lowest)
+        value = selected(builder, compare(builder, x, ">", args[0], lowest), args[0], lowest)
         return builder.select(compare(builder, x, "<", value, highest), value, highest)
 
     return x(x, low, high), lower
