@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, local
 
 import numpy as np
 
@@ -31,6 +31,14 @@ from .hub import HeadRows, Hub, hub, row_ranges
 OF_THE_FILE = ("general.alignment", "split.", provenance.PREFIX)
 
 PIECE = 1 << 20  # bytes hashed at once, read into the same memory again and again
+
+
+class _Memory(local):
+    """Where a thread reads to. Fresh memory for each tensor would cost its page faults again and again."""
+
+    def __init__(self) -> None:
+        self.piece = memoryview(bytearray(PIECE))
+
 
 OnProgress = Callable[[int, int], object]  # bytes done, bytes in all
 
@@ -95,12 +103,12 @@ def sha256_of(
     tensors: Mapping[str, LazyTensor], threads: int | None = None, on_progress: OnProgress = lambda done, total: None
 ) -> dict[str, str]:
     """The SHA-256 of each tensor's rows, one after the other; tensors in parallel, largest first."""
-    total, done, lock = sum(tensor.nbytes for tensor in tensors.values()), 0, Lock()
+    total, done, lock, memory = sum(tensor.nbytes for tensor in tensors.values()), 0, Lock(), _Memory()
 
     def sha256(tensor: LazyTensor) -> str:
         nonlocal done
         digest = hashlib.sha256()
-        for data in _stored(tensor):
+        for data in _stored(tensor, memory):
             digest.update(data)
             with lock:
                 done += len(data)
@@ -113,14 +121,13 @@ def sha256_of(
     return {name: found[name] for name in tensors}
 
 
-def _stored(tensor: LazyTensor) -> Iterator[memoryview]:
+def _stored(tensor: LazyTensor, memory: _Memory) -> Iterator[memoryview]:
     """The bytes of a tensor's rows, a piece at a time, each good until the next is asked for."""
     if not isinstance(tensor, FileTensor) or tensor.strides:
         yield from (tensor.read(*rows).reshape(-1).view(np.uint8).data for rows in row_ranges(tensor))
         return
-    buffer = memoryview(bytearray(min(PIECE, tensor.nbytes)))
     for start in range(0, tensor.nbytes, PIECE):
-        piece = buffer[: tensor.nbytes - start]
+        piece = memory.piece[: tensor.nbytes - start]
         tensor.file.read_into(piece, tensor.offset + start)
         yield piece
 
