@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamatools.checkpoint import Hyperparameters
+from llamatools.dtypes import Floats
 from llamatools.errors import SpaceError
 
+from .kernels.recorded import Recorded
 from .room import available_memory
 
 
@@ -19,13 +21,30 @@ class Cache:
 
     keys, values: (n_layers, n_kv_heads, capacity, head_dim), views of `stored`, (2, n_layers, n_kv_heads, capacity,
     width), in which heads are filled up with zeros to a width that divides by 16. Memory is taken as it is filled.
+    past: n_past, where kernels find it. last_steps: a model, and what it did to the last single token (model.py).
     """
 
     def __init__(self, stored: NDArray[Any], head_dim: int) -> None:
         self.stored = stored
         self.keys, self.values = stored[..., :head_dim]
         self.capacity = int(stored.shape[3])
-        self.n_past = 0
+        self.past = np.zeros(1, np.int64)
+        self.last_steps: tuple[object, Recorded] | None = None
+        self._scores = np.empty((0, 0), np.float32)
+
+    @property
+    def n_past(self) -> int:
+        return int(self.past[0])
+
+    @n_past.setter
+    def n_past(self, n_tokens: int) -> None:
+        self.past[0] = n_tokens
+
+    def scores(self, n_heads: int) -> Floats:
+        """Memory for each head's score of every token: (n_heads, capacity or a few more), always the same."""
+        if len(self._scores) != n_heads:
+            self._scores = np.empty((n_heads, (self.capacity // 16 + 2) * 16), np.float32)
+        return self._scores
 
     @classmethod
     def of(cls, hparams: Hyperparameters, n_tokens: int | None = None, *, float32: bool = False) -> Cache:

@@ -27,7 +27,8 @@ from llamatools.dtypes import Floats
 from llamatools.errors import FormatError, UsageError
 
 from .cache import Cache
-from .fused import attend, rms_norm, silu_times
+from .fused import add, attend, keep, rms_norm, rotate, silu_times
+from .kernels.recorded import Recorded
 from .weights import Ids, Matrix, matmul, matmuls
 
 Turns = NDArray[np.complex64]
@@ -76,18 +77,7 @@ def turns(positions: Ids, frequency: Floats) -> Turns:
     """The angle of each pair at each position, as the complex number that turns by it: cos + i sin."""
     angle = positions[:, None].astype(np.float32) * frequency  # (n_tokens, head_dim / 2)
     turn: Turns = np.cos(angle) + 1j * np.sin(angle)  # (n_tokens, head_dim / 2)
-    return turn[:, None]  # (n_tokens, 1, head_dim / 2)
-
-
-def rotate(x: Floats, turn: Turns) -> Floats:
-    """Rotary embedding: turns each pair of neighbours (2j, 2j + 1) of every head by its angle.
-
-    A pair (a, b) is turned as the complex number a + ib. The product of a query and a key that are turned so depends
-    on how far apart they stand, not on where.
-    """
-    pairs = x.view(np.complex64)  # (n_tokens, n_heads, head_dim / 2)
-    turned: Floats = (pairs * turn).view(np.float32)  # (n_tokens, n_heads, head_dim)
-    return turned
+    return turn
 
 
 def attention(x: Floats, layer: Layer, h: Hyperparameters, turn: Turns, cache: Cache, n: int) -> Floats:
@@ -95,19 +85,17 @@ def attention(x: Floats, layer: Layer, h: Hyperparameters, turn: Turns, cache: C
 
     n: the layer's number. Its keys and values go into the cache.
     """
-    n_tokens, n_ctx = len(x), cache.n_past + len(x)
+    n_tokens = len(x)
 
     q, k, v = matmuls([layer.wq, layer.wk, layer.wv], x)  # (n_tokens, heads of the matrix * head_dim) each
-    q = rotate(q.reshape(n_tokens, h.n_heads, h.head_dim), turn)  # (n_tokens, n_heads, head_dim)
-    k = rotate(k.reshape(n_tokens, h.n_kv_heads, h.head_dim), turn)  # (n_tokens, n_kv_heads, head_dim)
-    v = v.reshape(n_tokens, h.n_kv_heads, h.head_dim)  # (n_tokens, n_kv_heads, head_dim)
-
-    cache.keys[n, :, cache.n_past : n_ctx] = k.swapaxes(0, 1)  # (n_kv_heads, n_tokens, head_dim)
-    cache.values[n, :, cache.n_past : n_ctx] = v.swapaxes(0, 1)  # (n_kv_heads, n_tokens, head_dim)
+    # Rotary embedding: each pair of neighbours (a, b) in a head is turned as the complex number a + ib. The product of
+    # a query and a key that are turned so depends on how far apart they stand, not on where.
+    q, k = rotate(q, turn), rotate(k, turn)  # as they were
+    keep(k, v, cache, n)  # cache.keys[n] and cache.values[n], (n_kv_heads, tokens, head_dim), have n_ctx tokens now
 
     # For every head and token: softmax(keys @ q / sqrt(head_dim)) @ values, over the n_ctx tokens that are not later.
     # Softmax makes scores positive and sum up to one: exp(score), divided by the sum of these.
-    found = attend(q, cache, n)  # (n_tokens, n_heads, head_dim)
+    found = attend(q.reshape(n_tokens, h.n_heads, h.head_dim), cache, n)  # (n_tokens, n_heads, head_dim)
     return matmul(layer.wo, found.reshape(n_tokens, h.n_heads * h.head_dim))  # (n_tokens, dim)
 
 
@@ -137,19 +125,43 @@ def forward(
     with np.errstate(all="ignore"):  # numbers that are not finite are looked for, and reported, in `finite`
         x = embed(model, ids)  # (n_tokens, dim)
         frequency = frequencies(h.rope_theta, model.rope_divisors)  # (head_dim / 2,)
-        turn = turns(np.arange(cache.n_past, n_ctx), frequency)  # (n_tokens, 1, head_dim / 2)
-        for n, layer in enumerate(model.layers):
-            normed = rms_norm(x, layer.attention_norm, h.norm_eps)  # (n_tokens, dim)
-            x = x + attention(normed, layer, h, turn, cache, n)  # (n_tokens, dim)
-            normed = rms_norm(x, layer.ffn_norm, h.norm_eps)  # (n_tokens, dim)
-            x = x + feed_forward(normed, layer)  # (n_tokens, dim)
-            finite(x, f"layer {n}")
-            if on_layer is not None:
-                on_layer(n, x)
+        turn = turns(np.arange(cache.n_past, n_ctx), frequency)  # (n_tokens, head_dim / 2)
+        if len(ids) == 1 and on_layer is None:
+            logits = one_more(model, x, turn, cache)  # (1, vocab_size)
+        else:
+            logits = through_layers(model, x, turn, cache, last_only, on_layer)  # (n_tokens, vocab_size)
         cache.n_past = n_ctx
-        if last_only:
-            x = x[-1:]  # (1, dim)
-        return finite(matmul(model.output, rms_norm(x, model.norm, h.norm_eps)), "the logits")
+        return logits
+
+
+def through_layers(
+    model: Model, x: Floats, turn: Turns, cache: Cache, last_only: bool = False, on_layer: OnLayer | None = None
+) -> Floats:
+    """From embeddings x (n_tokens, dim) to logits, see `forward`."""
+    h = model.hparams
+    for n, layer in enumerate(model.layers):
+        normed = rms_norm(x, layer.attention_norm, h.norm_eps)  # (n_tokens, dim)
+        x = add(x, attention(normed, layer, h, turn, cache, n))  # (n_tokens, dim)
+        normed = rms_norm(x, layer.ffn_norm, h.norm_eps)  # (n_tokens, dim)
+        x = add(x, feed_forward(normed, layer))  # (n_tokens, dim)
+        finite(x, f"layer {n}")
+        if on_layer is not None:
+            on_layer(n, x)
+    if last_only:
+        x = x[-1:]  # (1, dim)
+    return finite(matmul(model.output, rms_norm(x, model.norm, h.norm_eps)), "the logits")  # (n_tokens, vocab_size)
+
+
+def one_more(model: Model, x: Floats, turn: Turns, cache: Cache) -> Floats:
+    """`through_layers` of a single token; all at once if it is not the first, see kernels/recorded.py."""
+    if cache.last_steps is None or cache.last_steps[0] is not model:
+        steps = Recorded(lambda x, turn: through_layers(model, x, turn, cache), x, turn)
+        cache.last_steps = model, steps
+        return steps.result.copy()
+    steps = cache.last_steps[1]
+    logits = steps.again(x, turn) if steps.is_whole else through_layers(model, x, turn, cache)
+    # What is not finite is looked for once more, a layer at a time.
+    return logits if math.isfinite(logits.sum()) else through_layers(model, x, turn, cache)
 
 
 def embed(model: Model, ids: Ids) -> Floats:

@@ -23,6 +23,7 @@ from llamatools.layout import Layout, PlacedTensor
 
 from . import guard
 from .kernels.products import Rows, has_kernel, products
+from .kernels.recorded import cannot_record
 
 Ids = NDArray[np.int64]  # (n_tokens,)
 
@@ -94,6 +95,7 @@ def _decoded_matmul(matrix: Matrix, x: Floats) -> Floats:
     An F32 matrix is multiplied straight from the mapping; rows of any other dtype are decoded, a bounded number at a
     time, and used for all tokens while they are in the cache.
     """
+    cannot_record()
     n_out, n_in = matrix.shape
     if matrix.dtype.name == "F32" and matrix.blocks.flags.aligned:
         product: Floats = x @ matrix.blocks.T

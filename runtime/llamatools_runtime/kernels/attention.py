@@ -37,6 +37,7 @@ from llamatools.dtypes.simd import (
     select,
     splat,
     store,
+    store_half,
     store_transposed,
 )
 
@@ -47,10 +48,14 @@ Q = 4  # float32 (n_tokens, n_heads, width)
 FOUND = 5  # likewise, to write
 KEYS, VALUES = 6, 7  # of the first head of the layer, (n_kv_heads, capacity, width)
 CAPACITY, WIDTH = 8, 9  # width: a multiple of 16, at most MAX_WIDTH
-N_PAST, N_TOKENS = 10, 11
+PAST, N_TOKENS = 10, 11  # where the number of tokens before these is, an int64
 N_HEADS, GROUP = 12, 13
 SCALE = 14  # of scores, the bits of a float32
 SCORES, SCORES_STRIDE = 15, 11  # of one token: float32 (n_heads, stride), the stride being n_ctx or more, and of 16
+# Of keep, beside CAPACITY, WIDTH and PAST
+NEW, NEW_STRIDE = 4, 5  # float32 (n_tokens, n_kv_heads * head_dim), and floats from a token to the next
+STORED = 6  # the keys, or the values, of the first head of the layer
+N_KV_HEADS, HEAD_DIM = 12, 13
 
 f32 = np.float32
 MAX_WIDTH = 256
@@ -65,6 +70,41 @@ def _halves(array: Any, i: int) -> Any:
 @inlined
 def _floats(array: Any, i: int) -> Any:
     return load(F32x16, array, i)
+
+
+@inlined
+def _put_half(array: Any, i: int, number: Any) -> None:
+    store_half(array, i, number)
+
+
+@inlined
+def _put_float(array: Any, i: int, number: Any) -> None:
+    array[i] = number
+
+
+@kernel
+def keep_f16(job: int, start: int, stop: int) -> None:
+    """Puts the keys, or the values, of the new tokens start to stop into the cache."""
+    _keep(job, start, stop, U16x16, _put_half)
+
+
+@kernel
+def keep_f32(job: int, start: int, stop: int) -> None:
+    """Puts the keys, or the values, of the new tokens start to stop into the cache."""
+    _keep(job, start, stop, F32x16, _put_float)
+
+
+@inlined
+def _keep(job: int, start: int, stop: int, stored_as: Any, put: Any) -> None:
+    fields = array_at(I64x16, job)
+    new, stored = array_at(F32x16, fields[NEW]), array_at(stored_as, fields[STORED])
+    n_past = array_at(I64x16, fields[PAST])[0]
+    for token in range(start, stop):
+        for head in range(fields[N_KV_HEADS]):
+            from_ = token * fields[NEW_STRIDE] + head * fields[HEAD_DIM]
+            to = (head * fields[CAPACITY] + n_past + token) * fields[WIDTH]
+            for i in range(fields[HEAD_DIM]):
+                put(stored, to + i, new[from_ + i])
 
 
 @kernel
@@ -84,7 +124,8 @@ def _one_token(job: int, start: int, stop: int, stored: Any, load_floats: Any) -
     fields = array_at(I64x16, job)
     keys, values = array_at(stored, fields[KEYS]), array_at(stored, fields[VALUES])
     q, found, scores = array_at(F32x16, fields[Q]), array_at(F32x16, fields[FOUND]), array_at(F32x16, fields[SCORES])
-    width, group, n_ctx, stride = fields[WIDTH], fields[GROUP], fields[N_PAST] + 1, fields[SCORES_STRIDE]
+    width, group, stride = fields[WIDTH], fields[GROUP], fields[SCORES_STRIDE]
+    n_ctx = array_at(I64x16, fields[PAST])[0] + 1
     scale = bitcast(F32x16, splat(I32x16, fields[SCALE]))[0]
     tile = scratch(F32x16, 16 * 16)  # sixteen keys or values as floats
     n_vectors = width // 16
@@ -159,7 +200,7 @@ def _many_tokens(job: int, start: int, stop: int, stored: Any, load_floats: Any)
     """
     fields = array_at(I64x16, job)
     keys, values = array_at(stored, fields[KEYS]), array_at(stored, fields[VALUES])
-    width, group, n_past = fields[WIDTH], fields[GROUP], fields[N_PAST]
+    width, group, n_past = fields[WIDTH], fields[GROUP], array_at(I64x16, fields[PAST])[0]
     n_queries = fields[N_TOKENS] * group  # of a head of keys
     n_tiles = (n_queries + 15) // 16
     scale = bitcast(F32x16, splat(I32x16, fields[SCALE]))[0]

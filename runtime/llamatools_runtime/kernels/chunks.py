@@ -22,16 +22,16 @@ PATIENCE = 2_000  # looks before a thread that waits for others lets them have i
 
 
 @kernel
-def do_jobs(state: int, jobs: int, n_first: int, n_jobs: int) -> None:
+def do_stages(state: int, jobs: int, stages: int, n_stages: int) -> None:
     """Does the jobs at the address `jobs`, together with whoever works on the state at that address.
 
-    The first n_first of them are done before the others begin, which need their results.
+    As many of them as the first of n_stages says are done before those of the next begin, which need their results.
     """
-    shared = array_at(I64x16, state)
-    if n_first > 0:
-        _do_together(shared, jobs, n_first)
-    if n_first < n_jobs:
-        _do_together(shared, jobs + 8 * N_FIELDS * n_first, n_jobs - n_first)
+    shared, n_jobs = array_at(I64x16, state), array_at(I64x16, stages)
+    for stage in range(n_stages):
+        if n_jobs[stage] > 0:
+            _do_together(shared, jobs, n_jobs[stage])
+            jobs += 8 * N_FIELDS * n_jobs[stage]
 
 
 @inlined

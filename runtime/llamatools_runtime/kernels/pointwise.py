@@ -1,4 +1,4 @@
-"""What is done to each token by itself: norms and gates; and the exponential function."""
+"""What is done to each token by itself: norms, gates, sums, rotary embedding; and the exponential function."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ X, X_STRIDE = 4, 5  # float32 (n_tokens, n) to read, and floats from a token to 
 Y = 6  # float32 (n_tokens, n) to write
 N = 7
 WEIGHT, EPS = 8, 9  # of norm: float32 (n,), and the bits of a float32
-UP, UP_STRIDE = 8, 9  # of gate: float32 (n_tokens, n), and floats from a token to the next
+OTHER, OTHER_STRIDE = 8, 9  # of gate and add: float32 (n_tokens, n), and floats from a token to the next
+TURN, HEAD_DIM = 8, 9  # of rotate: float32 (n_tokens, head_dim), cos and sin for each pair of a head
 
 f32 = np.float32
 LOG2_E, LN2_HIGH, LN2_LOW = f32(1.4426950408889634), f32(0.693359375), f32(-2.12194440e-4)  # ln 2 = high + low
@@ -84,15 +85,41 @@ def norm(job: int, start: int, stop: int) -> None:
 def gate(job: int, start: int, stop: int) -> None:
     """y = silu(x) * up, of the tokens start to stop."""
     fields = array_at(I64x16, job)
-    x, y, up = array_at(F32x16, fields[X]), array_at(F32x16, fields[Y]), array_at(F32x16, fields[UP])
+    x, y, up = array_at(F32x16, fields[X]), array_at(F32x16, fields[Y]), array_at(F32x16, fields[OTHER])
     n = fields[N]
     whole = n // 16 * 16
     for token in range(start, stop):
-        from_, also, to = token * fields[X_STRIDE], token * fields[UP_STRIDE], token * n
+        from_, also, to = token * fields[X_STRIDE], token * fields[OTHER_STRIDE], token * n
         for i in range(0, whole, 16):
             store(y, to + i, _silu(load(F32x16, x, from_ + i)) * load(F32x16, up, also + i))
         for i in range(whole, n):
             y[to + i] = _silu(splat(F32x16, x[from_ + i]))[0] * up[also + i]
+
+
+@kernel
+def add(job: int, start: int, stop: int) -> None:
+    """y = x + other, of the tokens start to stop."""
+    fields = array_at(I64x16, job)
+    x, y, other = array_at(F32x16, fields[X]), array_at(F32x16, fields[Y]), array_at(F32x16, fields[OTHER])
+    for token in range(start, stop):
+        from_, also, to = token * fields[X_STRIDE], token * fields[OTHER_STRIDE], token * fields[N]
+        for i in range(fields[N]):
+            y[to + i] = x[from_ + i] + other[also + i]
+
+
+@kernel
+def rotate(job: int, start: int, stop: int) -> None:
+    """y = x with each pair of each head turned, of the tokens start to stop."""
+    fields = array_at(I64x16, job)
+    x, y, turn = array_at(F32x16, fields[X]), array_at(F32x16, fields[Y]), array_at(F32x16, fields[TURN])
+    n, head_dim = fields[N], fields[HEAD_DIM]
+    for token in range(start, stop):
+        for head in range(0, n, head_dim):
+            from_, by, to = token * fields[X_STRIDE] + head, token * head_dim, token * n + head
+            for i in range(0, head_dim, 2):
+                a, b, cos, sin = x[from_ + i], x[from_ + i + 1], turn[by + i], turn[by + i + 1]
+                y[to + i] = a * cos - b * sin
+                y[to + i + 1] = a * sin + b * cos
 
 
 @inlined

@@ -10,6 +10,7 @@ import numpy as np
 from llamatools.dtypes import Blocks, DType, Floats
 from llamatools.dtypes.compiled import INTEGER
 
+from .recorded import record
 from .team import kernel, team
 
 # dtype: the module of its kernels, and the columns that share a scale where activations are quantized for it; for those
@@ -76,9 +77,10 @@ def products(matrices: Sequence[Rows], x: Floats) -> list[Floats]:
     for columns, of_matrices in jobs.items():
         if columns:
             quantization = [_entry(f"activations.quantize_by_{columns}"), n_tokens, TOKENS, 0, 0, 0, 0]
-            team().run([*quantization, *activations.fields, *of_matrices], n_first=1)
-        else:
-            team().run(of_matrices)
+            of_matrices = [*quantization, *activations.fields, *of_matrices]
+        n_first = 1 if columns else 0
+        record(of_matrices, (activations, y), n_first)
+        team().run(of_matrices, n_first)
     return results
 
 

@@ -43,7 +43,7 @@ class Team:
         self._state = np.zeros(STATE_SIZE, np.int64)
         self._address = int(self._state.ctypes.data)
         self._one_at_a_time = Lock()
-        self._do_jobs = kernel("chunks.do_jobs").of_integers(4)
+        self._do_stages = kernel("chunks.do_stages").of_integers(4)
         self._closed = False
         self._awake = [Event() for _ in range(n_threads - 1)]
         self._threads = [Thread(target=self._serve, args=(event,), daemon=True) for event in self._awake]
@@ -52,12 +52,15 @@ class Team:
 
     def run(self, jobs: Sequence[int], n_first: int = 0) -> None:
         """Does all rows of all jobs, each N_FIELDS integers; the first n_first jobs before the others begin."""
-        record = array("q", jobs)
+        self.run_stages(array("q", jobs), array("q", [n_first, len(jobs) // N_FIELDS - n_first]))
+
+    def run_stages(self, jobs: array[int], stages: array[int]) -> None:
+        """As many jobs as each stage says, all of them before those of the next stage begin."""
         with self._one_at_a_time:
             for event in self._awake:
                 if not event.is_set():
                     event.set()
-            self._do_jobs(self._address, record.buffer_info()[0], n_first, len(jobs) // N_FIELDS)
+            self._do_stages(self._address, jobs.buffer_info()[0], stages.buffer_info()[0], len(stages))
 
     def close(self) -> None:
         """Ends the threads."""
