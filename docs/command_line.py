@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 from typer.main import get_command
 
-from llamatools.cli import app
+from llamatools.cli import command_line
 
 PATH = Path(__file__).parent / "reference" / "command-line.md"
 WIDTH = 80
@@ -27,7 +27,7 @@ def text() -> str:
 
 
 def _helps() -> Iterator[tuple[str, str]]:
-    group = get_command(app)
+    group = get_command(command_line())
     context = typer.Context(group, info_name="llamatools", terminal_width=WIDTH)
     yield "llamatools", group.get_help(context)
     for name, command in getattr(group, "commands", {}).items():

@@ -20,7 +20,7 @@ from llamatools import __version__, cli
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "fixtures" / "tiny-llama"
-COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
+COMMANDS = sorted(get_command(cli.command_line()).commands)  # type: ignore[attr-defined]
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -43,7 +43,7 @@ def examples(page: Path) -> Iterator[list[str]]:
 
 @pages
 def test_examples_use_commands_and_options_that_exist(page: Path) -> None:
-    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    commands = get_command(cli.command_line()).commands  # type: ignore[attr-defined]
     for name, *arguments in examples(page):
         options = {option for parameter in commands[name].params for option in parameter.opts}
         used = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
@@ -74,4 +74,4 @@ def test_examples_of_a_how_to_run(name: str, tmp_path: Path, monkeypatch: pytest
     commands = list(examples(ROOT / "docs" / "how-to" / f"{name}.md"))
     assert len(commands) >= 5
     for command in commands:
-        assert CliRunner().invoke(cli.app, command).exit_code == 0, command
+        assert CliRunner().invoke(cli.command_line(), command).exit_code == 0, command

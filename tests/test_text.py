@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import llamacpp
+import numpy as np
 import pytest
 import tiktoken
+from llamatools_runtime import text as text_module
 from llamatools_runtime.text import TextCodec
 from sentencepiece import SentencePieceProcessor
 from tiktoken.load import load_tiktoken_bpe
@@ -21,7 +23,7 @@ import llamatools
 from llamatools.checkpoint import Tokenizer
 from llamatools.errors import FormatError, UnsupportedError
 from llamatools.formats.gguf_write import encode_header
-from llamatools.metadata import string
+from llamatools.metadata import Strings, string
 from llamatools.tokenizers import read_tokenizer
 from llamatools.tokenizers.gguf_keys import from_metadata, to_metadata
 
@@ -116,6 +118,27 @@ def test_bytes_that_are_not_utf8_become_the_replacement_character(llama_3: TextC
         assert codec.decode(codec.encode(broken)) == "caf\N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}"
         half = codec.encode("🦙", add_bos=False)[:-1]
         assert codec.decode(half).endswith("\N{REPLACEMENT CHARACTER}")
+
+
+@needs_vocabularies
+def test_a_vocabulary_put_together_at_once_is_the_same() -> None:
+    """As one whose tokens are no bytes of a file, and one with a token too long for a length of one byte."""
+    tokenizer = read_tokenizer(LLAMA_2)
+    scores = tokenizer.scores.astype("<f4")
+    assert text_module._pieces_at_once(as_bytes(tokenizer), scores) is not None
+    assert text_module._model_proto(as_bytes(tokenizer)) == text_module._model_proto(tokenizer)
+    for odd in ("x" * 119, "\udc80"):
+        changed = replace(tokenizer, tokens=(*tokenizer.tokens[:-1], odd))
+        assert text_module._pieces_at_once(as_bytes(changed), scores) is None
+        assert text_module._model_proto(as_bytes(changed)) == text_module._model_proto(changed)
+
+
+def as_bytes(tokenizer: Tokenizer) -> Tokenizer:
+    """With tokens that stay bytes until asked for, as those of a GGUF file."""
+    encoded = [token.encode("utf-8", "surrogateescape") for token in tokenizer.tokens]
+    ends = np.cumsum([len(token) for token in encoded])
+    starts = np.array([0, *ends[:-1]])
+    return replace(tokenizer, tokens=Strings(b"".join(encoded), starts, ends))
 
 
 def write_vocabulary(path: Path, tokenizer: Tokenizer) -> Path:

@@ -5,25 +5,32 @@ One module per command. Nothing outside this package imports typer.
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from ..version import __version__
-from .convert_command import convert
 from .exits import run_and_exit
-from .inspect_command import inspect
-from .quantize_command import quantize
-from .run_command import run
 
-app = typer.Typer(
-    name="llamatools",
-    help="LLaMA model files: converted, explained, run and proven.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+COMMANDS = ("convert", "quantize", "inspect", "run")
+
+
+def command_line(*names: str) -> typer.Typer:
+    """The command line with these commands, by default all."""
+    app = typer.Typer(
+        name="llamatools",
+        help="LLaMA model files: converted, explained, run and proven.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_options)
+    for name in names or COMMANDS:
+        app.command()(getattr(import_module(f".{name}_command", __package__), name))
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -32,7 +39,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
@@ -41,10 +47,10 @@ def _options(
     pass
 
 
-for command in (convert, quantize, inspect, run):
-    app.command()(command)
-
-
 def main() -> None:
     """Runs the command line and exits with its code."""
-    run_and_exit(app)
+    asked = sys.argv[1:2]
+    if asked and asked[0] in COMMANDS:  # to describe the options of the others takes longer than to open a model
+        run_and_exit(command_line(*asked))
+    else:
+        run_and_exit(command_line())

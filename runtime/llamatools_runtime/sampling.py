@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ class Sampler:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
-    _draws: np.random.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -38,7 +38,10 @@ class Sampler:
             raise UsageError(f"a top-p of {self.top_p}: it must be above 0 and at most 1")
         if self.seed is not None and self.seed < 0:
             raise UsageError(f"a seed of {self.seed}: it must be 0 or more")
-        self._draws = np.random.default_rng(self.seed)
+
+    @cached_property
+    def _draws(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)  # what it imports is for those who draw
 
     def __call__(self, logits: Floats) -> int:
         """The id drawn from logits (vocab_size,). Of equal logits the lower id comes first."""

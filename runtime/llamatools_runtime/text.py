@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamatools.checkpoint import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Tokenizer
 from llamatools.errors import FormatError, UnsupportedError
+from llamatools.metadata import Strings
 
 # How byte-level vocabularies cut text into words before merging, by llama.cpp's name of the pre-tokenizer.
 # Each is a list of expressions that are applied one after the other.
@@ -77,10 +79,9 @@ class _SentencePiece:
     def __init__(self, tokenizer: Tokenizer) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        tokens, types = list(tokenizer.tokens), tokenizer.types.tolist()
-        self._special = {text: id_ for id_, text in enumerate(tokens) if types[id_] == CONTROL}
+        self._special = {tokenizer.tokens[n]: n for n in np.flatnonzero(tokenizer.types == CONTROL).tolist()}
         try:
-            self._processor = SentencePieceProcessor(model_proto=_model_proto(tokenizer, tokens))
+            self._processor = SentencePieceProcessor(model_proto=_model_proto(tokenizer))
         except (RuntimeError, ValueError) as error:
             raise FormatError(f"sentencepiece refuses the vocabulary: {error}") from error
 
@@ -101,11 +102,8 @@ class _SentencePiece:
         return text
 
 
-def _model_proto(tokenizer: Tokenizer, tokens: Sequence[str]) -> bytes:
-    """A SentencePiece model (sentencepiece_model.proto) with this vocabulary, for BPE with byte fallback.
-
-    tokens: the tokenizer's, as a list.
-    """
+def _model_proto(tokenizer: Tokenizer) -> bytes:
+    """A SentencePiece model (sentencepiece_model.proto) with this vocabulary, for BPE with byte fallback."""
 
     def varint(number: int) -> bytes:
         number &= (1 << 64) - 1
@@ -122,24 +120,52 @@ def _model_proto(tokenizer: Tokenizer, tokens: Sequence[str]) -> bytes:
 
     t = tokenizer
 
-    def piece(text: bytes, score: bytes, type_: int) -> bytes:
+    def piece(text: str, score: bytes, type_: int) -> bytes:
         """Fields 1, text, 2, score, and 3, type, as field 1 of the model."""
-        n = len(text)
-        if n < 119 and type_ < 128:  # lengths of one byte: a vocabulary has many thousands, and whoever starts waits
-            return b"\n%c\n%c%b\x15%b\x18%c" % (n + 9, n, text, score, type_)
-        return field(1, field(1, text) + varint(2 << 3 | 5) + score + field(3, type_))
+        as_bytes = text.encode("utf-8", "replace")
+        return field(1, field(1, as_bytes) + varint(2 << 3 | 5) + score + field(3, type_))
 
     scores = np.zeros(len(t.tokens), "<f4") if t.scores is None else t.scores.astype("<f4")
-    texts = (text.encode("utf-8", "replace") for text in tokens)
-    types = t.types.tolist()
-    pieces = map(piece, texts, scores.view("V4").tolist(), types)
-    unknown = next((id_ for id_, type_ in enumerate(types) if type_ == UNKNOWN), 0)
+    pieces = _pieces_at_once(t, scores) if isinstance(t.tokens, Strings) else None
+    if pieces is None:
+        pieces = b"".join(map(piece, t.tokens, scores.view("V4").tolist(), t.types.tolist()))
+    unknown = int(np.argmax(t.types == UNKNOWN))  # 0 if there is none
     has_bytes = int(BYTE in t.types)
     bos, eos = t.special.get("bos", -1), t.special.get("eos", -1)
     ids = field(40, unknown) + field(41, bos) + field(42, eos) + field(43, -1)
     trainer = field(3, 2) + field(4, len(t.tokens)) + field(35, has_bytes) + ids
     normalizer = field(1, b"identity") + field(3, int(t.add_space_prefix)) + field(4, 0) + field(5, 1)
-    return b"".join(pieces) + field(2, trainer) + field(3, normalizer)
+    return pieces + field(2, trainer) + field(3, normalizer)
+
+
+def _pieces_at_once(t: Tokenizer, scores: NDArray[np.float32]) -> bytes | None:
+    """What `piece` gives for all tokens, at once: whoever starts waits for it, and they are many thousands.
+
+    None where a length does not fit a byte, or a token is no UTF-8.
+    """
+    assert isinstance(t.tokens, Strings)
+    starts, lengths = t.tokens.starts, t.tokens.ends - t.tokens.starts  # (n_tokens,)
+    if not len(starts) or lengths.max() > 118 or t.types.max() > 127:
+        return None
+    before = np.cumsum(lengths) - lengths  # (n_tokens,), bytes of the tokens before
+    numbers = np.arange(lengths.sum())
+    text = np.frombuffer(t.tokens.buffer, np.uint8)[np.repeat(starts - before, lengths) + numbers]
+    begins_within_a_character = (text[before[lengths > 0]] & 0xC0) == 0x80
+    try:
+        text.tobytes().decode()
+    except UnicodeDecodeError:
+        return None
+    if begins_within_a_character.any():
+        return None
+    at = before + 11 * np.arange(len(starts))
+    pieces = np.empty(len(text) + 11 * len(starts), np.uint8)
+    pieces[at], pieces[at + 1] = 0x0A, lengths + 9
+    pieces[at + 2], pieces[at + 3] = 0x0A, lengths
+    pieces[np.repeat(at + 4 - before, lengths) + numbers] = text
+    after = at + 4 + lengths
+    pieces[after], pieces[after[:, None] + np.arange(1, 5)] = 0x15, scores.view(np.uint8).reshape(-1, 4)
+    pieces[after + 5], pieces[after + 6] = 0x18, t.types
+    return pieces.tobytes()
 
 
 class _ByteLevel:
