@@ -102,3 +102,12 @@ def test_smollm2_in_float32_says_what_llama_cpp_says(widened: Path) -> None:
         for prompt in PROMPTS:
             ids = codec.encode(prompt)
             assert list(generate(model, ids, Sampler(), max_tokens=N_TOKENS)) == other.greedy(ids, N_TOKENS), prompt
+
+
+def test_smollm2_in_float32_has_the_logits_of_llama_cpp(widened: Path) -> None:
+    model, _ = load(widened, float32=True)
+    with llamacpp.Model(widened, n_threads=1) as other:
+        ids = other.tokenize(PASSAGE.read_text())[:200]
+        theirs = other.logits(ids)
+    ours = forward(model, np.array(ids), Cache.of(model.hparams, len(ids), float32=True))
+    assert np.abs(ours - theirs).max() < 1e-3
