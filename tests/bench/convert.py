@@ -33,6 +33,7 @@ SHAPES = {
     "7b": (4096, 32, 32, 32, 11008, 32000, 1),
     "13b": (5120, 40, 40, 40, 13824, 32000, 2),
 }
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is timed has its bytecode, as an installed package has
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT.parent / "shared" / "data" / "tokenizers" / "llama2.model"
 

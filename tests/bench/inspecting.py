@@ -2,8 +2,7 @@
 
     python tests/bench/inspecting.py [FOLDER]
 
-Whole processes, the median of nine, beside one that only imports numpy; modules are compiled to bytecode before, as an
-installed package's are. Headers are by gguf-py; data are holes.
+Whole processes, the median of nine, beside one that only imports numpy. Headers are by gguf-py; data are holes.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import gguf
 import numpy as np
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is timed has its bytecode, as an installed package has
 N_LAYERS, N_TOKENS, N_MERGES = 80, 128_256, 280_147
 
 
@@ -68,15 +67,13 @@ def model(path: Path, kind: gguf.GGMLQuantizationType, scale: int) -> Path:
     return path
 
 
-def seconds(*command: str, bytecode: Path) -> tuple[float, float]:
-    """Median of wall and of processor time. bytecode: a folder to keep it in."""
-    environment = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONPYCACHEPREFIX"] = str(bytecode)
+def seconds(*command: str) -> tuple[float, float]:
+    """Median of wall and of processor time."""
     walls, cpus = [], []
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, env=environment)
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
     for _ in range(9):
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, env=environment)
+        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
         walls.append(time.perf_counter() - start)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpus.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
@@ -86,12 +83,11 @@ def seconds(*command: str, bytecode: Path) -> tuple[float, float]:
 def main(folder: Path) -> None:
     q4_k, f32 = gguf.GGMLQuantizationType.Q4_K, gguf.GGMLQuantizationType.F32
     print(f"{'':<26}{'wall s':>8}{'CPU s':>8}")
-    timed = partial(seconds, bytecode=folder / "bytecode")
-    print("{:<26}{:8.2f}{:8.2f}".format("import numpy", *timed("-c", "import numpy")))
+    print("{:<26}{:8.2f}{:8.2f}".format("import numpy", *seconds("-c", "import numpy")))
     for name, kind, scale in (("70B, Q4_K", q4_k, 1), ("1.1 TB, F32", f32, 2)):
         path = model(folder / "model.gguf", kind, scale)
         label = f"{name} ({path.stat().st_size / 1e9:,.0f} GB)"
-        print("{:<26}{:8.2f}{:8.2f}".format(label, *timed("-m", "llamatools", "inspect", str(path))))
+        print("{:<26}{:8.2f}{:8.2f}".format(label, *seconds("-m", "llamatools", "inspect", str(path))))
         path.unlink()
 
 

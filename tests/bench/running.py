@@ -5,7 +5,8 @@
 LLAMA_BIN is the folder of llama-bench and llama-simple. All take turns, several times over: ours, llama-bench as it is,
 which repacks weights into a second copy where it can, and llama-bench with repacking off. Each warms up first. Prints
 medians of tokens per second for 32 tokens written from an empty context and for prompts of 64 and 512 tokens, GB/s of
-weights while writing, and the ratios; and of whole processes that write one token from a warm page cache, the seconds.
+weights while writing, and the ratios; and after how many seconds each program, started with a warm page cache, has
+written its first token.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is timed has its bytecode, as an installed package has
 WRITTEN, PROMPTS = 32, (64, 512)
 PROMPT = "Once upon a time"
 
@@ -63,10 +65,15 @@ def theirs(path: Path, threads: int, llama_bin: Path, repack: int) -> dict[str, 
 
 
 def first_token(command: list[str]) -> float:
-    """Seconds of a whole process."""
+    """Seconds from the start of a process to its first bytes on stdout: llama-simple writes the prompt with them."""
     started = time.perf_counter()
-    subprocess.run(command, capture_output=True, check=True)
-    return time.perf_counter() - started
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        seconds = time.perf_counter() - started
+        process.stdout.read()
+    assert process.returncode == 0
+    return seconds
 
 
 def measured(path: Path, llama_bin: Path, threads: int, runs: int) -> dict[str, dict[str, float]]:
