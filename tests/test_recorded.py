@@ -1,6 +1,7 @@
 """A token whose steps are done again is computed as one whose steps are done one after the other."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -9,11 +10,13 @@ from llamatools_runtime.cache import Cache
 from llamatools_runtime.kernels.team import team
 from llamatools_runtime.load import load
 from llamatools_runtime.model import forward
+from llamatools_runtime.planned import model_of_checkpoint
 from tiny_llamas import TINY, random_weights, write_gguf
 
-from llamatools import quantize
+import llamatools
 from llamatools.errors import FormatError
 
+CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "tiny-llama"
 KINDS = gguf.GGMLQuantizationType
 WIDE = replace(TINY, dim=256, hidden_dim=512, n_heads=4, n_kv_heads=2, head_dim=64)
 IDS = np.random.default_rng(2).integers(0, WIDE.vocab_size, 60)
@@ -29,7 +32,7 @@ def step_by_step(model, ids, cache):
 def test_done_again_is_the_same(tmp_path, recipe, float32):
     path = write_gguf(tmp_path / "m.gguf", random_weights(WIDE), WIDE)
     if recipe is not None:
-        quantize(path, tmp_path / "q.gguf", recipe)
+        llamatools.quantize(path, tmp_path / "q.gguf", recipe)
     model, _ = load(tmp_path / "q.gguf" if recipe else path)
     cache, other = Cache.of(WIDE, float32=float32), Cache.of(WIDE, float32=float32)
     found = [forward(model, IDS[n : n + 1], cache) for n in range(len(IDS))]
@@ -73,6 +76,15 @@ def test_any_number_of_threads(tmp_path):
 def test_what_is_not_the_teams_work_is_never_done_again(tmp_path, hparams, kind, options):
     model, _ = load(write_gguf(tmp_path / "m.gguf", random_weights(hparams), hparams, matrices=kind), **options)
     cache, other = Cache.of(hparams), Cache.of(hparams)
+    found = [forward(model, IDS[n : n + 1], cache) for n in range(10)]
+    assert not cache.last_steps[1].is_whole
+    np.testing.assert_array_equal(found, step_by_step(model, IDS[:10], other))
+
+
+def test_weights_that_are_read_anew_each_time():
+    """Of a Meta checkpoint, whose matrices are elsewhere in memory for each token."""
+    model, _ = model_of_checkpoint(llamatools.open(CHECKPOINT))
+    cache, other = Cache.of(model.hparams, 10), Cache.of(model.hparams, 10)
     found = [forward(model, IDS[n : n + 1], cache) for n in range(10)]
     assert not cache.last_steps[1].is_whole
     np.testing.assert_array_equal(found, step_by_step(model, IDS[:10], other))

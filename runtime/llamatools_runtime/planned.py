@@ -16,6 +16,7 @@ from llamatools.errors import UnsupportedError, in_file
 from llamatools.layout import Layout, PlacedTensor
 from llamatools.plan import plan_gguf
 
+from .kernels.recorded import cannot_record
 from .load import assemble, check, layer_of, load
 from .model import Layer, Model
 from .weights import Matrix
@@ -49,6 +50,7 @@ class PlannedWeights(Mapping[str, Matrix]):
         self._float32 = float32
 
     def __getitem__(self, name: str) -> Matrix:
+        cannot_record()
         source = self._sources[name]
         return Matrix(name, source.dtype, source.shape, source.read(0, source.n_rows), self._float32)
 

@@ -45,7 +45,13 @@ class Recorded:
         team().run_stages(self._jobs, self._stages)
         return self.result.copy()
 
+    def give_up(self) -> None:
+        self.is_whole = False
+        self._memory.clear()
+
     def add(self, jobs: Sequence[int], n_first: int, memory: tuple[object, ...]) -> None:
+        if not self.is_whole:
+            return
         self._jobs.extend(jobs)
         self._stages.extend([n for n in (n_first, len(jobs) // N_FIELDS - n_first) if n])
         self._memory.append(memory)
@@ -65,7 +71,7 @@ def record(jobs: Sequence[int], memory: tuple[object, ...], n_first: int = 0) ->
 
 
 def cannot_record() -> None:
-    """Says that something is done which is not the team's work."""
+    """Says that something is done which is not the team's work, or in memory that will not be the same again."""
     recorded = _recording.get()
     if recorded is not None:
-        recorded.is_whole = False
+        recorded.give_up()
