@@ -127,8 +127,11 @@ def test_a_vocabulary_put_together_at_once_is_the_same() -> None:
     scores = tokenizer.scores.astype("<f4")
     assert text_module._pieces_at_once(as_bytes(tokenizer), scores) is not None
     assert text_module._model_proto(as_bytes(tokenizer)) == text_module._model_proto(tokenizer)
-    for odd in ("x" * 119, "\udc80"):
-        changed = replace(tokenizer, tokens=(*tokenizer.tokens[:-1], odd))
+    odd_types = tokenizer.types.copy()
+    odd_types[5] = -1
+    for odd in ({"tokens": (*tokenizer.tokens[:-1], "x" * 119)}, {"tokens": (*tokenizer.tokens[:-1], "\udc80")},
+                {"types": odd_types}):  # fmt: skip
+        changed = replace(tokenizer, **odd)
         assert text_module._pieces_at_once(as_bytes(changed), scores) is None
         assert text_module._model_proto(as_bytes(changed)) == text_module._model_proto(changed)
 

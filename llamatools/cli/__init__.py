@@ -49,8 +49,5 @@ def _options(
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    asked = sys.argv[1:2]
-    if asked and asked[0] in COMMANDS:  # to describe the options of the others takes longer than to open a model
-        run_and_exit(command_line(*asked))
-    else:
-        run_and_exit(command_line())
+    asked = [name for name in sys.argv[1:2] if name in COMMANDS]
+    run_and_exit(command_line(*asked))  # to describe the options of all takes longer than to open a model

@@ -159,9 +159,11 @@ def one_more(model: Model, x: Floats, turn: Turns, cache: Cache) -> Floats:
         cache.last_steps = model, steps
         return steps.result.copy()
     steps = cache.last_steps[1]
-    logits = steps.again(x, turn) if steps.is_whole else through_layers(model, x, turn, cache)
-    # What is not finite is looked for once more, a layer at a time.
-    return logits if math.isfinite(logits.sum()) else through_layers(model, x, turn, cache)
+    if steps.is_whole:
+        logits = steps.again(x, turn)
+        if math.isfinite(logits.sum()):
+            return logits
+    return through_layers(model, x, turn, cache)  # which names the layer that makes what is not finite
 
 
 def embed(model: Model, ids: Ids) -> Floats:

@@ -129,7 +129,7 @@ def _model_proto(tokenizer: Tokenizer) -> bytes:
     pieces = _pieces_at_once(t, scores) if isinstance(t.tokens, Strings) else None
     if pieces is None:
         pieces = b"".join(map(piece, t.tokens, scores.view("V4").tolist(), t.types.tolist()))
-    unknown = int(np.argmax(t.types == UNKNOWN))  # 0 if there is none
+    unknown = int(next(iter(np.flatnonzero(t.types == UNKNOWN)), 0))
     has_bytes = int(BYTE in t.types)
     bos, eos = t.special.get("bos", -1), t.special.get("eos", -1)
     ids = field(40, unknown) + field(41, bos) + field(42, eos) + field(43, -1)
@@ -141,11 +141,11 @@ def _model_proto(tokenizer: Tokenizer) -> bytes:
 def _pieces_at_once(t: Tokenizer, scores: NDArray[np.float32]) -> bytes | None:
     """What `piece` gives for all tokens, at once: whoever starts waits for it, and they are many thousands.
 
-    None where a length does not fit a byte, or a token is no UTF-8.
+    None where a length or a type does not fit a byte, or a token is no UTF-8.
     """
     assert isinstance(t.tokens, Strings)
     starts, lengths = t.tokens.starts, t.tokens.ends - t.tokens.starts  # (n_tokens,)
-    if not len(starts) or lengths.max() > 118 or t.types.max() > 127:
+    if not len(starts) or lengths.max() > 118 or t.types.min() < 0 or t.types.max() > 127:
         return None
     before = np.cumsum(lengths) - lengths  # (n_tokens,), bytes of the tokens before
     numbers = np.arange(lengths.sum())

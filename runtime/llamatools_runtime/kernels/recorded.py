@@ -53,7 +53,7 @@ class Recorded:
         if not self.is_whole:
             return
         self._jobs.extend(jobs)
-        self._stages.extend([n for n in (n_first, len(jobs) // N_FIELDS - n_first) if n])
+        self._stages.extend((n_first, len(jobs) // N_FIELDS - n_first))
         self._memory.append(memory)
 
 
