@@ -468,10 +468,10 @@ def dots_of_tokens(codes: Array, signed_codes: Array, x: Array, out: Array) -> N
         steps[c] = load(U8x64, codes, 64 * c)
     for c in range(8):
         signed_steps[c] = load(I8x64, signed_codes, 64 * c)
-    a = dot_tokens(steps, 0, 8, 15, x, 3, 40)
-    b = dot_tokens(steps, 8, 8, 63, x, 3, 40)
-    c = dot_tokens(steps, 16, 4, 127, x, 3, 40)
-    d = dot_tokens(signed_steps, 0, 8, 127, x, 3, 40)
+    a = dot_tokens(steps, 0, 8, 15, x, 3, 40, 4)
+    b = dot_tokens(steps, 8, 8, 63, x, 3, 40, 4)
+    c = dot_tokens(steps, 16, 4, 127, x, 3, 40, 4)
+    d = dot_tokens(signed_steps, 0, 8, 127, x, 3, 40, 4)
     for t in range(4):
         store(out[0], 16 * t, a[t])
         store(out[1], 16 * t, b[t])

@@ -27,7 +27,6 @@ from .vectors import INDEX, F32x16, I8x16, I8x64, I32x16, U8x16, U8x32, U8x64, U
 
 I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 ACTIVATION = 127  # the largest
-TOGETHER = 4  # tokens that dot_tokens does at once
 
 _DOUBLE = {U8x16: U8x32, U8x32: U8x64}
 
@@ -172,15 +171,17 @@ def dot_two(typing: Any, codes: Any, x: Any, other_codes: Any, other_x: Any, mos
 
 
 @intrinsic(prefer_literal=True)
-def dot_tokens(typing: Any, codes: Any, first: Any, n: Any, most: Any, x: Any, index: Any, apart: Any) -> Any:
-    """dot_tokens(codes, first, n, most, x, index, apart): sixteen rows by four tokens, a tuple of four I32x16.
+def dot_tokens(
+    typing: Any, codes: Any, first: Any, n: Any, most: Any, x: Any, index: Any, apart: Any, n_tokens: Any
+) -> Any:
+    """dot_tokens(codes, first, n, most, x, index, apart, n_tokens): sixteen rows by tokens, an I32x16 for each.
 
     Lane r of codes[first + c], c < n, is four codes of row r, which are multiplied by the four activations from
-    x[index + 4 c + apart * t] on, for t < 4, and added up over all c. codes: scratch of U8x64 or I8x64, of at most
-    `most`; x: an array of int8. n and most are literals.
+    x[index + 4 c + apart * t] on, for t < n_tokens, and added up over all c. codes: scratch of U8x64 or I8x64, of at
+    most `most`; x: an array of int8. n, most and n_tokens are literals.
     """
-    if not isinstance(n, types.IntegerLiteral) or not isinstance(most, types.IntegerLiteral):
-        raise errors.RequireLiteralValue("the number of codes and the largest must be literals")
+    if not all(isinstance(argument, types.IntegerLiteral) for argument in (n, most, n_tokens)):
+        raise errors.RequireLiteralValue("the numbers of codes and tokens and the largest code must be literals")
     if not isinstance(codes, Scratch):
         return None
 
@@ -194,11 +195,12 @@ def dot_tokens(typing: Any, codes: Any, first: Any, n: Any, most: Any, x: Any, i
         steps = []
         for c in range(n.literal_value):
             place = builder.gep(args[0], [builder.add(args[1], ir.Constant(args[1].type, c))])
-            steps.append((builder.load(place), [activations(c, t) for t in range(TOGETHER)]))
+            steps.append((builder.load(place), [activations(c, t) for t in range(n_tokens.literal_value)]))
         sums = _sums_of_dots(builder, steps, most.literal_value, codes.vector)
         return cgutils.pack_array(builder, sums)
 
-    return types.UniTuple(I32x16, TOGETHER)(codes, types.intp, n, most, x, types.intp, types.intp), lower
+    sums = types.UniTuple(I32x16, n_tokens.literal_value)
+    return sums(codes, types.intp, n, most, x, types.intp, types.intp, n_tokens), lower
 
 
 Steps = list[tuple[ir.Value, list[ir.Value]]]  # codes, and the activations of each token that they are multiplied by

@@ -39,7 +39,7 @@ from llamatools.dtypes.simd import (
     store,
 )
 
-from .job import CODES, FIRST_SUMS, N_IN, N_PADDED, PARTIAL_SUMS, SCALES, SUMS, X
+from .job import CODES, FIRST_SUMS, N_IN, N_TOKENS, PARTIAL_SUMS, SCALES, SUMS, X
 
 f32 = np.float32
 SMALLEST, LARGEST = f32(2.0**-14), f32(65504)  # normal numbers of float16
@@ -50,22 +50,22 @@ def quantize_by_32(job: int, start: int, stop: int) -> None:
     """Tokens start to stop. Not a number makes d that, and so all that is computed from the block."""
     fields = array_at(I64x16, job)
     x, scales = array_at(F32x16, fields[X]), array_at(F32x16, fields[SCALES])
-    n_in, n_padded = fields[N_IN], fields[N_PADDED]
+    n_in, n_tokens = fields[N_IN], fields[N_TOKENS]
     for t in range(start, stop):
         for b in range(n_in // 32):
             at = t * n_in + 32 * b
             largest = _largest(maximum(_magnitude(x, at), _magnitude(x, at + 16)))
             d = largest / f32(127)
             rounded = half_to_float(float_to_half(splat(F32x16, d)))[0]
-            scales[b * n_padded + t] = rounded if SMALLEST <= d <= LARGEST else d
+            scales[b * n_tokens + t] = rounded if SMALLEST <= d <= LARGEST else d
             inverse = f32(127) / largest if largest > 0 else f32(0)
-            if n_padded == 1:
+            if n_tokens == 1:
                 place = 128 * (b // 4) + 16 * (b % 4)
                 _store_codes(fields, x, at, b, t, inverse, place, place + 64)
             else:
-                place = 32 * (b * n_padded + t)
+                place = 32 * (b * n_tokens + t)
                 _store_codes(fields, x, at, b, t, inverse, place, place + 16)
-    if n_padded == 1:
+    if n_tokens == 1:
         _fill_up(fields, n_in // 32)
         _sum_by_fours(fields)
 
@@ -94,7 +94,7 @@ def quantize_by_256(job: int, start: int, stop: int) -> None:
     """Tokens start to stop. Not a number makes d that, and so all that is computed from the block."""
     fields = array_at(I64x16, job)
     x, scales = array_at(F32x16, fields[X]), array_at(F32x16, fields[SCALES])
-    partial_sums, n_in, n_padded = array_at(I32x16, fields[PARTIAL_SUMS]), fields[N_IN], fields[N_PADDED]
+    partial_sums, n_in, n_tokens = array_at(I32x16, fields[PARTIAL_SUMS]), fields[N_IN], fields[N_TOKENS]
     for t in range(start, stop):
         for block in range(0, n_in // 32, 8):
             at = t * n_in + 32 * block
@@ -105,10 +105,10 @@ def quantize_by_256(job: int, start: int, stop: int) -> None:
             inverse = f32(127) / largest if largest > 0 else f32(0)
             d = f32(1) / inverse if largest > 0 else largest
             for b in range(8):
-                scales[(block + b) * n_padded + t] = d
-                place = 32 * ((block + b) * n_padded + t)
+                scales[(block + b) * n_tokens + t] = d
+                place = 32 * ((block + b) * n_tokens + t)
                 sums = _store_codes(fields, x, at + 32 * b, block + b, t, inverse, place, place + 16)
-                if n_padded == 1:
+                if n_tokens == 1:
                     partial_sums[2 * (block + b)], partial_sums[2 * (block + b) + 1] = sums
 
 
@@ -126,7 +126,7 @@ def _largest(magnitudes: Any) -> Any:
 @inlined
 def _store_codes(fields: Any, x: Any, at: int, b: int, t: int, inverse: Any, first_at: int, second_at: int) -> Any:
     """The codes of the 32 numbers at x[at], token t's block b, in two halves, and their sums."""
-    codes, j = array_at(I8x16, fields[CODES]), b * fields[N_PADDED] + t
+    codes, j = array_at(I8x16, fields[CODES]), b * fields[N_TOKENS] + t
     first = convert(I32x16, clamp(rint(load(F32x16, x, at) * inverse), -127, 127))
     second = convert(I32x16, clamp(rint(load(F32x16, x, at + 16) * inverse), -127, 127))
     store(codes, first_at, convert(I8x16, first))

@@ -20,12 +20,11 @@ X = 7  # float32 (n_tokens, n_in)
 N_IN = 8  # columns
 N_TOKENS = 9
 
-# Activations in eight bits, see activations.py; n_padded is n_tokens, rounded up to what is computed at once.
-N_PADDED = 10
-CODES = 11  # int8 (n_in / 32, n_padded, 32)
-SCALES = 12  # float32 (n_in / 32, n_padded)
-SUMS = 13  # float32 (n_in / 32, n_padded), of the codes
-FIRST_SUMS = 14  # float32 (n_in / 32, n_padded), of the first sixteen codes of each
-PARTIAL_SUMS = 15  # of a single token: int32 (n_in / 8,) where blocks are of 32, (n_in / 16,) where they are of 256
+# Activations in eight bits, see activations.py.
+CODES = 10  # int8 (n_in / 32, n_tokens, 32)
+SCALES = 11  # float32 (n_in / 32, n_tokens)
+SUMS = 12  # float32 (n_in / 32, n_tokens), of the codes
+FIRST_SUMS = 13  # float32 (n_in / 32, n_tokens), of the first sixteen codes of each
+PARTIAL_SUMS = 14  # of a single token: int32 (n_in / 8,) where blocks are of 32, (n_in / 16,) where they are of 256
 
-N_FIELDS = 16
+N_FIELDS = 15

@@ -25,7 +25,6 @@ KERNELS = {
 CHUNK = 1 << 17  # bytes of a matrix that a thread takes at a time, when there is one token
 TILE = 16  # rows that it takes, when there are many
 TOKENS = 8  # that it quantizes at a time
-TOGETHER = 4  # tokens that are computed at once, when there are many
 
 
 class Rows:
@@ -89,13 +88,12 @@ class _Activations:
 
     def __init__(self, x: Floats) -> None:
         n_tokens, n_in = x.shape
-        n_padded = 1 if n_tokens == 1 else -(-n_tokens // TOGETHER) * TOGETHER
         n_blocks = -(-n_in // 128) * 4  # rows by a vector read four blocks at a time
-        n = n_blocks * n_padded
+        n = n_blocks * n_tokens
         self._x, self._memory = x, np.empty(64 + 32 * n + 3 * 4 * n + 4 * 4 * n_blocks, np.uint8)
         codes = -(-int(self._memory.ctypes.data) // 64) * 64
         scales = codes + 32 * n
-        self.fields = [int(x.ctypes.data), n_in, n_tokens, n_padded, codes]
+        self.fields = [int(x.ctypes.data), n_in, n_tokens, codes]
         self.fields += [scales, scales + 4 * n, scales + 8 * n, scales + 12 * n]
 
 
