@@ -20,6 +20,7 @@ from llamatools.dtypes.simd import (
     dot_tokens,
     inlined,
     minimum,
+    prefetch,
     scratch,
     splat,
     store,
@@ -57,6 +58,8 @@ def tiles_by_tokens(
             for b in range(0, n_blocks, 8):
                 n = min(8, n_blocks - b)
                 unpack(blocks, rows * row_nbytes + b // per_block * nbytes, n, columns, codes, scales, minima)
+                if first == 0:
+                    _prefetch(blocks, row, row_nbytes, (b + 8) // per_block * nbytes, 8 // per_block * nbytes)
                 accumulate(codes, scales, minima, n, fields, b, first, n_tokens, totals)
             for t in range(n_tokens):
                 place = (first + t) * fields[Y_STRIDE] + row
@@ -65,6 +68,21 @@ def tiles_by_tokens(
                 else:
                     for lane in range(stop - row):
                         y[place + lane] = totals[t][lane]
+
+
+@inlined
+def _prefetch(blocks: Any, row: int, row_nbytes: int, start: int, n: int) -> None:
+    """Asks for what the tile that begins at `row` is next taken apart from: n bytes of each row from `start` on.
+
+    After the rows' ends, the next tile's beginnings.
+    """
+    place = row * row_nbytes + start
+    if start >= row_nbytes:
+        place += (ROWS - 1) * row_nbytes
+    for _ in range(ROWS):
+        for line in range(0, n, 64):
+            prefetch(blocks, place + line)
+        place += row_nbytes
 
 
 @inlined
