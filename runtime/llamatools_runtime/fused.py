@@ -114,6 +114,7 @@ def _run(
     """
     address, function = _entry(name)
     job = array("q", [address, n_rows, grain, 0, *fields, *[0] * (N_FIELDS - 4 - len(fields))])
+    assert len(job) == N_FIELDS
     record(job, uses)
     if n_rows <= grain or alone:
         function(job.buffer_info()[0], 0, n_rows)

@@ -27,4 +27,4 @@ SUMS = 12  # float32 (n_in / 32, n_tokens), of the codes
 FIRST_SUMS = 13  # float32 (n_in / 32, n_tokens), of the first sixteen codes of each
 PARTIAL_SUMS = 14  # of a single token: int32 (n_in / 8,) where blocks are of 32, (n_in / 16,) where they are of 256
 
-N_FIELDS = 15
+N_FIELDS = 16  # of every job; attention.py needs all of them

@@ -84,7 +84,7 @@ def products(matrices: Sequence[Rows], x: Floats) -> list[Floats]:
 
 
 class _Activations:
-    """x (n_tokens, n_in) and memory to quantize it in. fields: what job.py lists from X on."""
+    """x (n_tokens, n_in) and memory to quantize it in. fields: what job.py lists from X on, to the last."""
 
     def __init__(self, x: Floats) -> None:
         n_tokens, n_in = x.shape
@@ -94,7 +94,7 @@ class _Activations:
         codes = -(-int(self._memory.ctypes.data) // 64) * 64
         scales = codes + 32 * n
         self.fields = [int(x.ctypes.data), n_in, n_tokens, codes]
-        self.fields += [scales, scales + 4 * n, scales + 8 * n, scales + 12 * n]
+        self.fields += [scales, scales + 4 * n, scales + 8 * n, scales + 12 * n, 0]
 
 
 @cache
