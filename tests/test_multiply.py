@@ -173,6 +173,14 @@ def test_the_number_of_threads_makes_no_difference() -> None:
         team(n_threads)
 
 
+@pytest.mark.parametrize("dtype", QUANTIZED, ids=str)
+def test_a_token_is_multiplied_the_same_whatever_comes_with_it(dtype: DType) -> None:
+    matrix, x = matrix_of(dtype, 20, 768), tokens(11, 768)
+    products = matmul(matrix, x)
+    for first, last in ((0, 4), (3, 8), (5, 11), (9, 11)):  # fours of tokens, and what they leave
+        np.testing.assert_array_equal(matmul(matrix, x[first:last]), products[first:last])
+
+
 def test_a_team_ends_its_threads() -> None:
     crew = Team(3)
     crew.close()

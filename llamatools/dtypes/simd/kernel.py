@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import llvmlite.binding as llvm
 import numpy as np
 from numba import from_dtype, njit, types
 
 from ..compiled import FLOAT, INTEGER, READ_ONLY, Kernel, Types
-from .targets import target
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -40,13 +38,9 @@ def compiled(dispatcher: Any, signature: Types) -> tuple[str, bytes]:
     """The symbol and the object file of a kernel for these types of arguments."""
     arguments = tuple(_numba_type(code) for code in signature)
     dispatcher.compile(arguments)
-    symbol = dispatcher.overloads[arguments].fndesc.llvm_func_name
-    module = llvm.parse_assembly(dispatcher.inspect_llvm(arguments))
-    triple, processor, features = target()
-    machine = llvm.Target.from_triple(triple).create_target_machine(
-        cpu=processor, features=features, opt=3, jit=True, codemodel="jitdefault"
-    )
-    return symbol, machine.emit_object(module)
+    overload = dispatcher.overloads[arguments]
+    _, _, (machine_code, _) = overload.library.serialize_using_object_code()
+    return overload.fndesc.llvm_func_name, machine_code
 
 
 def _numba_type(code: str) -> Any:
