@@ -21,7 +21,7 @@ from numba.core import cgutils, errors, types
 from numba.extending import intrinsic
 
 from .functions import call, joined_all, part
-from .memory import Scratch, address, load_unaligned
+from .memory import Scratch, address, load_unaligned, transposed
 from .targets import features
 from .vectors import INDEX, F32x16, I8x16, I8x64, I32x16, U8x16, U8x32, U8x64, U32x16, Vector, broadcast
 
@@ -131,30 +131,15 @@ def load_columns(typing: Any, array: Any, starts: Any, offset: Any, into: Any, f
             start = builder.add(builder.extract_element(args[1], ir.Constant(INDEX, r)), args[2])
             pointer = address(context, builder, array, args[0], start, ir.VectorType(I32, 4))
             rows.append(load_unaligned(builder, pointer))
-        halves = [_transposed(builder, rows[:8]), _transposed(builder, rows[8:])]
+        # Two rows, four apart, in a vector: then numbers move within its halves only, for which AVX2 has instructions.
+        pairs = [joined_all(builder, [rows[r], rows[r + 4]]) for r in (0, 1, 2, 3, 8, 9, 10, 11)]
+        halves = [transposed(builder, pairs[:4]), transposed(builder, pairs[4:])]
         for c, column in enumerate(zip(*halves, strict=True)):
             place = builder.gep(args[3], [builder.add(args[4], ir.Constant(args[4].type, c))])
             builder.store(joined_all(builder, list(column)), place)
         return context.get_dummy_value()
 
     return types.void(array, starts, types.intp, into, types.intp), lower
-
-
-def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
-    """The four columns of eight rows of four: lane r of column c is lane c of row r.
-
-    In the steps that AVX2 has instructions for: two rows, four apart, in a vector; then lanes of two vectors in turn,
-    first single, then in twos, within the halves of the vectors.
-    """
-    v = [joined_all(builder, [rows[k], rows[k + 4]]) for k in range(4)]
-    low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
-    first, second = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
-
-    def lanes(a: ir.Value, b: ir.Value, which: list[int]) -> ir.Value:
-        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INDEX, 8), which))
-
-    ends = [(lanes(v[0], v[1], which), lanes(v[2], v[3], which)) for which in (low, high)]
-    return [lanes(a, b, which) for a, b in ends for which in (first, second)]
 
 
 @intrinsic

@@ -220,7 +220,7 @@ def load_transposed(typing: Any, array: Any, starts: Any, into: Any, first: Any)
         for lane in range(16):
             start = builder.add(builder.extract_element(args[1], ir.Constant(INDEX, lane)), args[3])
             rows.append(_load_floats(context, builder, array, args[0], start))
-        for c, column in enumerate(_transposed(builder, rows)):
+        for c, column in enumerate(transposed(builder, rows)):
             builder.store(column, builder.gep(args[2], [builder.add(args[3], ir.Constant(args[3].type, c))]))
         return context.get_dummy_value()
 
@@ -241,7 +241,7 @@ def store_transposed(typing: Any, array: Any, starts: Any, tile: Any, first: Any
         columns = [
             builder.load(builder.gep(tile_, [builder.add(first_, ir.Constant(first_.type, c))])) for c in range(16)
         ]
-        for lane, row in enumerate(_transposed(builder, columns)):
+        for lane, row in enumerate(transposed(builder, columns)):
             start = builder.add(builder.extract_element(starts_, ir.Constant(INDEX, lane)), first_)
             store_unaligned(builder, row, address(context, builder, array, args[0], start, F32x16.llvm))
         return context.get_dummy_value()
@@ -266,14 +266,18 @@ def lanes_of(typing: Any, tile: Any) -> Any:
     return kind(tile), lower
 
 
-def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
-    """Sixteen rows of sixteen, by swapping one bit of the row number with the same bit of the lane number at a time."""
-    lane_type = ir.VectorType(INDEX, 16)
-    for bit in (1, 2, 4, 8):
-        low = ir.Constant(lane_type, [lane if not lane & bit else 16 + (lane ^ bit) for lane in range(16)])
-        high = ir.Constant(lane_type, [lane | bit if not lane & bit else 16 + lane for lane in range(16)])
+def transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """Sixteen rows of sixteen, or four rows of fours side by side: each four are transposed where they are.
+
+    By swapping one bit of the row number with the same bit of the lane number at a time.
+    """
+    n_lanes = rows[0].type.count
+    lane_type = ir.VectorType(INDEX, n_lanes)
+    for bit in (1, 2, 4, 8)[: len(rows).bit_length() - 1]:
+        low = ir.Constant(lane_type, [lane if not lane & bit else n_lanes + (lane ^ bit) for lane in range(n_lanes)])
+        high = ir.Constant(lane_type, [lane | bit if not lane & bit else n_lanes + lane for lane in range(n_lanes)])
         swapped = list(rows)
-        for row in range(16):
+        for row in range(len(rows)):
             if not row & bit:
                 swapped[row] = builder.shuffle_vector(rows[row], rows[row | bit], low)
                 swapped[row | bit] = builder.shuffle_vector(rows[row], rows[row | bit], high)
