@@ -84,7 +84,7 @@ def products(matrices: Sequence[Rows], x: Floats) -> list[Floats]:
 
 
 class _Activations:
-    """x (n_tokens, n_in) and memory to quantize it in. fields: what job.py lists from X on, to the last."""
+    """x (n_tokens, n_in) and memory to quantize it in. fields: those of a job from X on, the last unused."""
 
     def __init__(self, x: Floats) -> None:
         n_tokens, n_in = x.shape
