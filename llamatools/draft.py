@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterable
@@ -31,7 +30,7 @@ class Draft:
         self.named = destination
         self.size = size
         self.force = force
-        self._part = self.destination.with_name(f".{self.destination.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+        self._part = self.destination.with_name(f".{self.destination.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
         self._replaced = self._part.with_suffix(".old.part")  # another name of what is replaced
         self._replaces = False
         self._identity: tuple[int, int] | None = None  # of the sealed file: device and inode

@@ -49,7 +49,9 @@ from llamatools.dtypes.simd import (
     lookup,
     lookup_bytes,
     mask_of,
+    maxima,
     maximum,
+    minima,
     minimum,
     prefetch,
     reduce_add,
@@ -65,6 +67,7 @@ from llamatools.dtypes.simd import (
     sqrt,
     store,
     store_half,
+    totals,
 )
 
 Array = NDArray[Any]
@@ -322,6 +325,25 @@ def test_transposed_loads_and_scratch() -> None:
     transpositions(x, 100, out)
     starts = np.minimum(np.arange(16), 13) * 100 // 3
     np.testing.assert_array_equal(out.reshape(32, 16), x[starts[None, :] + np.arange(32)[:, None]] + 1)
+
+
+@kernel
+def of_each(x: Array, out: Array) -> None:
+    tile = scratch(F32x16, 16)
+    for k in range(16):
+        tile[k] = load(F32x16, x, 16 * k)
+    store(out, 0, minima(tile))
+    store(out, 16, maxima(tile))
+    store(out, 32, totals(tile))
+
+
+def test_sixteen_vectors_are_reduced_at_once() -> None:
+    x, out = np.random.default_rng(10).standard_normal(256, np.float32), np.zeros(48, np.float32)
+    of_each(x, out)
+    rows = sums = x.reshape(16, 16)
+    while sums.shape[1] > 1:
+        sums = sums[:, ::2] + sums[:, 1::2]
+    np.testing.assert_array_equal(out.reshape(3, 16), [rows.min(1), rows.max(1), sums[:, 0]])
 
 
 @kernel

@@ -5,6 +5,8 @@ One module per command. Nothing outside this package imports typer.
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from importlib import import_module
 from typing import Annotated
@@ -49,5 +51,8 @@ def _options(
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    gc.set_threshold(100_000)  # what is imported and read at the start is no garbage; looking for some takes 20 ms
     asked = [name for name in sys.argv[1:2] if name in COMMANDS]
+    if asked != ["run"]:  # no other multiplies matrices, and numpy's threads keep processors busy waiting for some
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     run_and_exit(command_line(*asked))  # to describe the options of all takes longer than to open a model

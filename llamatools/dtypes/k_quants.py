@@ -23,7 +23,7 @@ def _dtype(name: str, id_: int, encoder_module: str | None, *fields: tuple[str, 
         kernel = f"{encoder_module}.encode_{kind}"
         encode = encoder(kernel, f"{kernel}_weighted", block, 256)
         find = searcher(f"{SEARCHES[name]}.search_{kind}", block, 256)
-        compare = comparer(f"k_decode.compare_{kind}", 256)
+        compare = comparer(f"k_decode.compare_{kind}")
     return DType(name, id_, block, 256, decode, encode, find, compare)
 
 

@@ -20,7 +20,7 @@ def _dtype(name: str, id_: int, *fields: tuple[str, str] | tuple[str, str, int],
     decode = decoder(f"legacy_decode.decode_{kind}", 32)
     encode = encoder(f"legacy_encode.encode_{kind}", weighted_kernel, block, 32)
     find = searcher(f"{search}.search_{kind}", block, 32) if search else None
-    return DType(name, id_, block, 32, decode, encode, find, comparer(f"legacy_decode.compare_{kind}", 32))
+    return DType(name, id_, block, 32, decode, encode, find, comparer(f"legacy_decode.compare_{kind}"))
 
 
 Q4_0 = _dtype("Q4_0", 2, ("d", F16), ("qs", U8, 16), search="search_scale")  # d * (q - 8)

@@ -25,7 +25,7 @@ def _dtype(
     encode = encoder(kernel, f"{kernel}_weighted" if weighted else None, block, block_size)
     searches = "search_scale" if block_size == 32 else "search_scales"
     find = searcher(f"{searches}.search_{kind}", block, block_size) if weighted else None
-    compare = comparer(f"nonlinear_decode.compare_{kind}", block_size)
+    compare = comparer(f"nonlinear_decode.compare_{kind}")
     return DType(name, id_, block, block_size, decode, encode, find, compare)
 
 

@@ -78,13 +78,12 @@ def searcher(kernel: str, block: np.dtype[Any], block_size: int) -> Encode:
     return search
 
 
-def comparer(kernel: str, block_size: int) -> Compare:
-    """The compare function of a dtype: kernel is called with (values, blocks, room for a decoded block, sums)."""
+def comparer(kernel: str) -> Compare:
+    """The compare function of a dtype: kernel is called with (values, blocks, sums)."""
 
     def compare(weights: Weights, blocks: Blocks) -> NDArray[np.float64]:
         sums = np.empty(4)
-        room = np.empty(block_size, np.float32)
-        kernel_function(kernel)(_values(weights), _bytes(read_only(blocks)), room, sums)
+        kernel_function(kernel)(_values(weights), _bytes(read_only(blocks)), sums)
         return sums
 
     return compare

@@ -89,8 +89,8 @@ def decode_q4_k(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_q4_k(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(q4_k, Q4_K.nbytes, 256, values, blocks, decoded, sums)
+def compare_q4_k(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(q4_k, Q4_K.nbytes, 256, values, blocks, sums)
 
 
 @inlined
@@ -118,8 +118,8 @@ def decode_q5_k(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_q5_k(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(q5_k, Q5_K.nbytes, 256, values, blocks, decoded, sums)
+def compare_q5_k(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(q5_k, Q5_K.nbytes, 256, values, blocks, sums)
 
 
 @inlined
@@ -153,5 +153,5 @@ def decode_q6_k(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_q6_k(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(q6_k, Q6_K.nbytes, 256, values, blocks, decoded, sums)
+def compare_q6_k(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(q6_k, Q6_K.nbytes, 256, values, blocks, sums)

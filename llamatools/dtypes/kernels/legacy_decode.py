@@ -30,8 +30,8 @@ def decode_q4_0(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_q4_0(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(q4_0, Q4_0.nbytes, 32, values, blocks, decoded, sums)
+def compare_q4_0(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(q4_0, Q4_0.nbytes, 32, values, blocks, sums)
 
 
 @inlined
@@ -51,8 +51,8 @@ def decode_q4_1(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_q4_1(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(q4_1, Q4_1.nbytes, 32, values, blocks, decoded, sums)
+def compare_q4_1(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(q4_1, Q4_1.nbytes, 32, values, blocks, sums)
 
 
 @inlined
@@ -71,8 +71,8 @@ def decode_q5_0(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_q5_0(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(q5_0, Q5_0.nbytes, 32, values, blocks, decoded, sums)
+def compare_q5_0(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(q5_0, Q5_0.nbytes, 32, values, blocks, sums)
 
 
 @inlined
@@ -92,8 +92,8 @@ def decode_q5_1(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_q5_1(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(q5_1, Q5_1.nbytes, 32, values, blocks, decoded, sums)
+def compare_q5_1(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(q5_1, Q5_1.nbytes, 32, values, blocks, sums)
 
 
 @inlined
@@ -111,8 +111,8 @@ def decode_q8_0(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_q8_0(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(q8_0, Q8_0.nbytes, 32, values, blocks, decoded, sums)
+def compare_q8_0(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(q8_0, Q8_0.nbytes, 32, values, blocks, sums)
 
 
 @inlined

@@ -26,7 +26,9 @@ from ..simd import (
     kernel,
     lane,
     load,
+    maxima,
     maximum,
+    minima,
     minimum,
     reduce_max,
     reduce_min,
@@ -34,7 +36,6 @@ from ..simd import (
     scratch,
     select,
     set_lane,
-    splat,
     store,
     store_half,
 )
@@ -133,12 +134,12 @@ def _fit_largest(values: Floats, group: int, count: int, code: int, scales: Any)
     Fills scales, scratch of two: in lane k the scale of block group + k; and one over it, or 0 where that is not
     finite. Of weights that are largest with either sign, the first decides. Where all are 0, so is the scale.
     """
-    scales[0] = scales[1] = splat(F32x16, 0)
-    for k in range(count):
-        first, second = _weights(values, group + k)
-        set_lane(scales, 0, k, reduce_max(maximum(first, second)))
-        set_lane(scales, 1, k, reduce_min(minimum(first, second)))
-    greatest, least = scales[0], scales[1]
+    greatest_of, least_of = scratch(F32x16, 16), scratch(F32x16, 16)
+    for k in range(16):
+        first, second = _weights(values, group + min(k, count - 1))
+        greatest_of[k] = maximum(first, second)
+        least_of[k] = minimum(first, second)
+    greatest, least = maxima(greatest_of), minima(least_of)
     largest = select(greatest > -least, greatest, least)
     undecided = bits_of((greatest == -least) & (greatest != 0))
     if undecided:

@@ -49,8 +49,8 @@ def decode_iq4_nl(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_iq4_nl(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(iq4_nl, IQ4_NL.nbytes, 32, values, blocks, decoded, sums)
+def compare_iq4_nl(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(iq4_nl, IQ4_NL.nbytes, 32, values, blocks, sums)
 
 
 @inlined
@@ -73,8 +73,8 @@ def decode_iq4_xs(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_iq4_xs(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(iq4_xs, IQ4_XS.nbytes, 256, values, blocks, decoded, sums)
+def compare_iq4_xs(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(iq4_xs, IQ4_XS.nbytes, 256, values, blocks, sums)
 
 
 @inlined
@@ -93,8 +93,8 @@ def decode_mxfp4(blocks: Bytes, values: Floats) -> None:
 
 
 @kernel
-def compare_mxfp4(values: Floats, blocks: Bytes, decoded: Floats, sums: Sums) -> None:
-    compare(mxfp4, MXFP4.nbytes, 32, values, blocks, decoded, sums)
+def compare_mxfp4(values: Floats, blocks: Bytes, sums: Sums) -> None:
+    compare(mxfp4, MXFP4.nbytes, 32, values, blocks, sums)
 
 
 @inlined

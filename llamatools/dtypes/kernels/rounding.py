@@ -8,9 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import Floats
-from ..simd import LANE, F32x16, I32x16, convert, inlined, kernel, load, lookup, select, splat
+from ..simd import (
+    LANE,
+    F32x16,
+    bits_of,
+    inlined,
+    kernel,
+    lanes_of,
+    load,
+    reduce_add,
+    reduce_max,
+    scratch,
+    select,
+    splat,
+    totals,
+)
 from . import Bytes
 
+f32 = np.float32
 Sums = NDArray[np.float64]
 RUN = 4096  # weights whose squares are added in float32 before they join a sum in float64
 
@@ -25,49 +40,53 @@ def squares(values: Floats, sums: Sums) -> None:
         for k in range(first, min(first + RUN, whole), 16):
             x = load(F32x16, values, k)
             run = run + x * x
-        total += _sum(run)
+        total += reduce_add(run)
     if whole < values.size:  # the last few, among those of the last sixteen
         x = load(F32x16, values, values.size - 16)
         n_added = 16 - (values.size - whole)
         rest = select(n_added > LANE, 0, x * x)
-        total += _sum(rest)
+        total += reduce_add(rest)
     sums[0] = total
 
 
 @inlined
-def compare(
-    decode: Any, nbytes: int, block_size: int, values: Floats, blocks: Bytes, decoded: Floats, sums: Sums
-) -> None:
+def compare(decode: Any, nbytes: int, block_size: int, values: Floats, blocks: Bytes, sums: Sums) -> None:
     """sums become: squares of weights; squares of errors; those of the worst block alone; where that block begins.
 
-    decode: of one block (blocks, block, decoded, 0). nbytes, block_size: of a block. decoded: room for one.
+    decode: of one block (blocks, block, decoded, 0). nbytes, block_size: of a block. Blocks are done by sixteens.
     """
-    total, errors, worst, where = 0.0, 0.0, -1.0, 0
-    n_blocks, per_run = blocks.size // nbytes, RUN // block_size
-    for run in range(0, n_blocks, per_run):
+    decoded, off = scratch(F32x16, 16), scratch(F32x16, 16)
+    total, errors, worst, where = 0.0, 0.0, f32(-1), 0
+    n_blocks = blocks.size // nbytes
+    for group in range(0, n_blocks, 16):
+        count = min(16, n_blocks - group)
         own = splat(F32x16, 0)
-        for b in range(run, min(run + per_run, n_blocks)):
-            decode(blocks, b * nbytes, decoded, 0)
-            off = splat(F32x16, 0)
-            for k in range(0, block_size, 16):
-                x = load(F32x16, values, block_size * b + k)
-                difference = load(F32x16, decoded, k) - x
-                own = own + x * x
-                off = off + difference * difference
-            error = _sum(off)
-            errors += error
-            if error > worst:
-                worst, where = error, block_size * b
-        total += _sum(own)
+        for b in range(count):
+            decode(blocks, (group + b) * nbytes, lanes_of(decoded), 0)
+            own_block, off_block = splat(F32x16, 0), splat(F32x16, 0)
+            for k in range(block_size // 16):
+                x = load(F32x16, values, block_size * (group + b) + 16 * k)
+                difference = decoded[k] - x
+                own_block = own_block + x * x
+                off_block = off_block + difference * difference
+            own = own + own_block
+            off[b] = off_block
+        for b in range(count, 16):
+            off[b] = splat(F32x16, 0)
+        off_each = totals(off)
+        total += reduce_add(own)
+        errors += reduce_add(off_each)
+        most = reduce_max(off_each)
+        if most > worst:
+            worst = most
+            where = block_size * (group + _first(off_each == most))
     sums[0], sums[1], sums[2], sums[3] = total, errors, worst, where
 
 
 @inlined
-def _sum(x: Any) -> Any:
-    """All lanes, added in pairs."""
-    lane = convert(I32x16, LANE)
-    x = x + lookup(x, lane ^ 8)
-    x = x + lookup(x, lane ^ 4)
-    x = x + lookup(x, lane ^ 2)
-    x = x + lookup(x, lane ^ 1)
-    return x[0]
+def _first(mask: Any) -> Any:
+    """The first lane that is true, of which there is one."""
+    lane = 0
+    while not bits_of(mask) >> np.uint32(lane) & np.uint32(1):
+        lane += 1
+    return lane

@@ -39,11 +39,14 @@ from .memory import (
     lanes_of,
     load,
     load_transposed,
+    maxima,
+    minima,
     prefetch,
     scratch,
     set_lane,
     store,
     store_transposed,
+    totals,
 )
 from .targets import apply_forced_target
 from .vectors import (
@@ -110,7 +113,9 @@ __all__ = [
     "lookup",
     "lookup_bytes",
     "mask_of",
+    "maxima",
     "maximum",
+    "minima",
     "minimum",
     "multiply_add",
     "prefetch",
@@ -128,6 +133,7 @@ __all__ = [
     "store",
     "store_half",
     "store_transposed",
+    "totals",
 ]
 
 apply_forced_target()  # before the first kernel makes Numba choose

@@ -10,6 +10,7 @@ from an array of uint16 is made whole on the way. So what reads weights takes ei
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -17,7 +18,7 @@ from numba.core import cgutils, errors, types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numba.np.arrayobj import make_array, populate_array
 
-from .vectors import INDEX, F32x16, I64x16, U16x16, U32x16, Vector, filled
+from .vectors import INDEX, F32x16, I64x16, U16x16, U32x16, Vector, compare, filled
 
 
 def address(context: Any, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value, to: Any) -> Any:
@@ -266,20 +267,64 @@ def lanes_of(typing: Any, tile: Any) -> Any:
     return kind(tile), lower
 
 
+Combine = Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]
+
+
+def _of_each(tile: Any, combine: Combine) -> Any:
+    """Reduces the sixteen vectors of a tile side by side, which takes a third of the steps of one after the other.
+
+    Whenever two vectors are combined, each has half as many lanes left that matter, and the two share a vector.
+    """
+    if not isinstance(tile, Scratch) or tile.vector is not F32x16:
+        return None
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        rows = [builder.load(builder.gep(args[0], [ir.Constant(INDEX, row)])) for row in range(16)]
+        for bit in (1, 2, 4, 8):
+            rows = [
+                combine(builder, *_swapped(builder, *pair, bit)) for pair in zip(rows[::2], rows[1::2], strict=True)
+            ]
+        return rows[0]
+
+    return tile.vector(tile), lower
+
+
+@intrinsic
+def minima(typing: Any, tile: Any) -> Any:
+    """minima(tile): in lane k the least lane of tile[k], of sixteen F32x16. Of zeros of both signs, any."""
+    return _of_each(tile, lambda builder, a, b: builder.select(compare(builder, F32x16, "<", a, b), a, b))
+
+
+@intrinsic
+def maxima(typing: Any, tile: Any) -> Any:
+    """maxima(tile): in lane k the greatest lane of tile[k], of sixteen F32x16. Of zeros of both signs, any."""
+    return _of_each(tile, lambda builder, a, b: builder.select(compare(builder, F32x16, ">", a, b), a, b))
+
+
+@intrinsic
+def totals(typing: Any, tile: Any) -> Any:
+    """totals(tile): in lane k the sum of the lanes of tile[k], of sixteen F32x16, added in pairs, neighbours first."""
+    return _of_each(tile, lambda builder, a, b: builder.fadd(a, b))
+
+
 def transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
     """Sixteen rows of sixteen, or four rows of fours side by side: each four are transposed where they are.
 
     By swapping one bit of the row number with the same bit of the lane number at a time.
     """
-    n_lanes = rows[0].type.count
-    lane_type = ir.VectorType(INDEX, n_lanes)
     for bit in (1, 2, 4, 8)[: len(rows).bit_length() - 1]:
-        low = ir.Constant(lane_type, [lane if not lane & bit else n_lanes + (lane ^ bit) for lane in range(n_lanes)])
-        high = ir.Constant(lane_type, [lane | bit if not lane & bit else n_lanes + lane for lane in range(n_lanes)])
         swapped = list(rows)
         for row in range(len(rows)):
             if not row & bit:
-                swapped[row] = builder.shuffle_vector(rows[row], rows[row | bit], low)
-                swapped[row | bit] = builder.shuffle_vector(rows[row], rows[row | bit], high)
+                swapped[row], swapped[row | bit] = _swapped(builder, rows[row], rows[row | bit], bit)
         rows = swapped
     return rows
+
+
+def _swapped(builder: ir.IRBuilder, low: ir.Value, high: ir.Value, bit: int) -> tuple[ir.Value, ir.Value]:
+    """Two vectors whose numbers differ in a bit, after that bit was swapped with the same bit of the lane number."""
+    n_lanes = low.type.count
+    lane_type = ir.VectorType(INDEX, n_lanes)
+    from_low = ir.Constant(lane_type, [lane if not lane & bit else n_lanes + (lane ^ bit) for lane in range(n_lanes)])
+    from_high = ir.Constant(lane_type, [lane | bit if not lane & bit else n_lanes + lane for lane in range(n_lanes)])
+    return builder.shuffle_vector(low, high, from_low), builder.shuffle_vector(low, high, from_high)
