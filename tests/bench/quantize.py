@@ -91,6 +91,8 @@ def measure(recipe: str, folder: Path, llama_quantize: Path | None, runs: int) -
     differ = {}
     for run in range(-1, runs):  # the first warms the caches and does not count
         for job, command in jobs.items():
+            written = theirs if job in (LLAMA, LLAMA_WEIGHTED) else ours
+            written.unlink(missing_ok=True)  # so that its memory is at hand, whoever uses a new file or the old one
             elapsed, peak = timed(list(map(str, command)))
             peaks[job] = max(peaks[job], peak)
             if run >= 0:
