@@ -22,7 +22,8 @@ from llamatools import dtypes
 def lesser_tiers() -> list[str]:
     """The tiers below this machine's own, which is tested anyway."""
     host = llvm.get_host_cpu_features()
-    return [tier for tier, above in (("avx2", "avx512bw"), ("sse2", "avx2")) if host.get(above)]
+    pairs = (("avx512", "avx512vnni"), ("avx2", "avx512bw"), ("sse2", "avx2"))
+    return [tier for tier, above in pairs if host.get(above)]
 
 
 def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

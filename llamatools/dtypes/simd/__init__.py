@@ -38,17 +38,13 @@ from .memory import (
     lane,
     lanes_of,
     load,
-    load_transposed,
-    maxima,
-    minima,
     prefetch,
     scratch,
     set_lane,
     store,
-    store_transposed,
-    totals,
 )
 from .targets import apply_forced_target
+from .tiles import load_transposed, maxima, minima, store_transposed, totals
 from .vectors import (
     LANE,
     F32x4,

@@ -21,8 +21,9 @@ from numba.core import cgutils, errors, types
 from numba.extending import intrinsic
 
 from .functions import call, joined_all, part
-from .memory import Scratch, address, load_unaligned, transposed
+from .memory import Scratch, address, load_unaligned
 from .targets import features
+from .tiles import transposed
 from .vectors import INDEX, F32x16, I8x16, I8x64, I32x16, U8x16, U8x32, U8x64, U32x16, Vector, broadcast
 
 I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
