@@ -1,6 +1,6 @@
 """Tiles: sixteen vectors of sixteen floats in scratch, transposed on the way from and to memory, reduced side by side.
 
-Two vectors whose numbers differ in one bit swap that bit with the same bit of the lane number: done for each of the four
+Two vectors whose numbers differ in one bit swap that bit with the same bit of the lane number: done for each of four
 bits, that transposes a tile; combining the two into one each time reduces it.
 """
 
