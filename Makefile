@@ -37,7 +37,7 @@ test: $(VENV)/installed-for-tests
 test-arm64: $(VENV)/installed-for-tests
 	tests/arm64/setup.sh build/arm64 $(BIN)/python
 	@echo "== The vector layer on arm64, against numpy"
-	PYTHONPATH=. build/arm64/python -m pytest -q --noconftest -p no:cacheprovider tests/test_simd.py
+	PYTHONPATH=. build/arm64/python -m pytest -q --noconftest -p no:cacheprovider tests/test_simd*.py
 	@echo "== Every encoder and decoder, arm64 against this machine"
 	PYTHONPATH=. $(BIN)/python tests/arm64/compare.py build/arm64/python
 

@@ -40,7 +40,8 @@ def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 @pytest.mark.parametrize("tier", lesser_tiers())
 def test_primitives_on_lesser_tiers(tier: str) -> None:
-    result = child("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_simd.py", LLAMATOOLS_SIMD=tier)
+    files = (path.name for path in Path(__file__).parent.glob("test_simd*.py"))
+    result = child("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, LLAMATOOLS_SIMD=tier)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
