@@ -1,12 +1,15 @@
-"""Vocabularies that tests share, made by the libraries that Meta used."""
+"""What tests share: vocabularies, made by the libraries that Meta used, and models to quantize."""
 
 from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import pytest
 import sentencepiece
+from quantizing import weights_of_wide, write_tiny, write_wide
+from tiny_llamas import Weights
 
 TEXT = ["the quick brown fox jumps over the lazy dog"] * 5 + ["pack my box with five dozen liquor jugs"] * 5
 
@@ -32,3 +35,20 @@ def tiktoken_model() -> bytes:
                 ranks.append(word[:n].encode())
     ranks += [b" " * n for n in range(2, 100)]
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks[:300]))
+
+
+@pytest.fixture(scope="session")
+def wide_weights() -> Weights:
+    """Of two layers, in rows that K types divide. Not to be changed."""
+    return weights_of_wide()
+
+
+@pytest.fixture(scope="session")
+def wide_gguf(wide_weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wide(tmp_path_factory.mktemp("wide") / "wide.gguf", wide_weights)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")

@@ -17,7 +17,7 @@ import pytest
 from llamatools_runtime import Cache, Sampler, forward, generate, load
 from llamatools_runtime.text import TextCodec
 from numpy.typing import NDArray
-from test_quantize import digest
+from quantizing import digest
 
 import llamatools
 from llamatools import QuantizeOptions
