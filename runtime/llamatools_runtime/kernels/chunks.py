@@ -1,8 +1,10 @@
 """The compiled half of the team (team.py): how work is handed over, and how chunks of it are taken.
 
-REMAINING counts the chunks that nobody has taken yet, and whoever counts it down has one, UNFINISHED those that are not
-computed. Only when that is zero are new jobs put there, so a thread that has a chunk may rely on all of the state; one
-that comes late finds nothing to take.
+Each member has a share of the chunks, one after the other, so that what it asks memory for ahead of a chunk's end is
+the next that it takes; when it is through it takes from the others' shares. A share counts the chunks in it that nobody
+has taken yet, and whoever counts it down has one; UNFINISHED counts those that are not computed. Only when that is zero
+are new jobs put there, so a thread that has a chunk may rely on all of the state; one that comes late finds nothing to
+take.
 """
 
 from __future__ import annotations
@@ -13,9 +15,7 @@ from llamatools.dtypes.simd import I64x16, array_at, inlined, kernel
 from llamatools.dtypes.simd.atomics import atomic_add, atomic_load, atomic_store, call_kernel, give_way, pause
 
 from .job import FUNCTION, GRAIN, N_CHUNKS, N_FIELDS, N_ROWS
-
-# The state, int64. Each number has a cache line of its own.
-REMAINING, UNFINISHED, TOTAL, JOBS = 0, 8, 16, 24  # STATE_SIZE in team.py has room for them
+from .team import JOBS, N_MEMBERS, SHARES, TOTAL, UNFINISHED
 
 IDLE = 40_000  # looks at the state before a thread that finds nothing to do gives up: about half a millisecond
 PATIENCE = 2_000  # looks before a thread that waits for others lets them have its processor
@@ -44,8 +44,9 @@ def _do_together(shared: Any, jobs: int, n_jobs: int) -> None:
     shared[JOBS] = jobs
     shared[TOTAL] = total
     shared[UNFINISHED] = total
-    atomic_store(shared, REMAINING, total)
-    _take_chunks(shared)
+    for member in range(shared[N_MEMBERS]):
+        atomic_store(shared, SHARES + 8 * member, _first(shared, member + 1) - _first(shared, member))
+    _take_chunks(shared, 0)
     looks = 0
     while atomic_load(shared, UNFINISHED) > 0:
         looks += 1
@@ -56,31 +57,45 @@ def _do_together(shared: Any, jobs: int, n_jobs: int) -> None:
 
 
 @kernel
-def work_until_idle(state: int) -> None:
+def work_until_idle(state: int, member: int) -> None:
     """Takes part in all jobs until there is none for a while."""
     shared = array_at(I64x16, state)
     looks = 0
     while looks < IDLE:
-        if atomic_load(shared, REMAINING) > 0:
-            _take_chunks(shared)
+        if atomic_load(shared, UNFINISHED) > 0 and _take_chunks(shared, member) > 0:
             looks = 0
         looks += 1
         pause()
 
 
 @inlined
-def _take_chunks(shared: Any) -> None:
-    """Computes chunks until there are no more to take."""
-    while True:
-        remaining = atomic_add(shared, REMAINING, -1)
-        if remaining <= 0:
-            return
-        chunk, job = shared[TOTAL] - remaining, shared[JOBS]
+def _take_chunks(shared: Any, me: int) -> Any:
+    """Computes chunks until there are no more to take, its own first. How many it computed."""
+    n_taken, n_members = 0, shared[N_MEMBERS]
+    for k in range(me, me + n_members):
+        member = k if k < n_members else k - n_members
+        while atomic_load(shared, SHARES + 8 * member) > 0:
+            remaining = atomic_add(shared, SHARES + 8 * member, -1)
+            if remaining > 0:
+                _compute(shared, _first(shared, member + 1) - remaining)
+                n_taken += 1
+    atomic_add(shared, UNFINISHED, -n_taken)
+    return n_taken
+
+
+@inlined
+def _first(shared: Any, member: int) -> Any:
+    """The first chunk of the member's share, which begins where that of the one before ends."""
+    return shared[TOTAL] * member // shared[N_MEMBERS]
+
+
+@inlined
+def _compute(shared: Any, chunk: int) -> None:
+    job = shared[JOBS]
+    fields = array_at(I64x16, job)
+    while chunk >= fields[N_CHUNKS]:
+        chunk -= fields[N_CHUNKS]
+        job += 8 * N_FIELDS
         fields = array_at(I64x16, job)
-        while chunk >= fields[N_CHUNKS]:
-            chunk -= fields[N_CHUNKS]
-            job += 8 * N_FIELDS
-            fields = array_at(I64x16, job)
-        start = chunk * fields[GRAIN]
-        call_kernel(fields[FUNCTION], job, start, min(start + fields[GRAIN], fields[N_ROWS]))
-        atomic_add(shared, UNFINISHED, -1)
+    start = chunk * fields[GRAIN]
+    call_kernel(fields[FUNCTION], job, start, min(start + fields[GRAIN], fields[N_ROWS]))

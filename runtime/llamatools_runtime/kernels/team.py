@@ -1,4 +1,4 @@
-"""The threads that multiply: a team that takes rows from a common heap, and sleeps when there is nothing to do.
+"""The threads that multiply: a team that shares rows among its members, and sleeps when there is nothing to do.
 
 A model asks for some hundred products per token, each of which takes a tenth of a millisecond, so that handing work
 over must take microseconds. Waking a thread, or passing Python's lock on, takes tens. A member of the team therefore
@@ -6,8 +6,8 @@ stays in compiled code, without Python's lock, watches a counter for new work, a
 a millisecond goes back to Python and sleeps, until the next product wakes it. Nobody waits for one to wake: the thread
 that asks works, too, and whoever comes late finds less to do, or nothing.
 
-Rows are taken in chunks, by counting down one number (chunks.py). Which thread computes a chunk makes no difference to
-the result.
+Rows are taken in chunks, each member's from a share of its own, then from the others' (chunks.py). Which thread
+computes a chunk makes no difference to the result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from llamatools.dtypes.compiled import Kernel
 
 from .job import N_FIELDS
 
-STATE_SIZE = 32  # of chunks.py
+# The state that chunks.py works on, int64. Each number has a cache line of its own, from SHARES on one for each member.
+UNFINISHED, TOTAL, JOBS, N_MEMBERS, SHARES = 0, 8, 16, 24, 32
 
 
 @cache
@@ -40,13 +41,17 @@ class Team:
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
-        self._state = np.zeros(STATE_SIZE, np.int64)
+        self._state = np.zeros(SHARES + 8 * n_threads, np.int64)
+        self._state[N_MEMBERS] = n_threads
         self._address = int(self._state.ctypes.data)
         self._one_at_a_time = Lock()
         self._do_stages = kernel("chunks.do_stages").of_integers(4)
         self._closed = False
         self._awake = [Event() for _ in range(n_threads - 1)]
-        self._threads = [Thread(target=self._serve, args=(event,), daemon=True) for event in self._awake]
+        self._threads = [
+            Thread(target=self._serve, args=(event, member), daemon=True)
+            for member, event in enumerate(self._awake, start=1)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -70,10 +75,10 @@ class Team:
         for thread in self._threads:
             thread.join()
 
-    def _serve(self, awake: Event) -> None:
+    def _serve(self, awake: Event, member: int) -> None:
         while not self._closed:
             awake.wait()
-            kernel("chunks.work_until_idle")(self._address)
+            kernel("chunks.work_until_idle")(self._address, member)
             awake.clear()
 
 
