@@ -79,7 +79,8 @@ def _take_chunks(shared: Any, me: int) -> Any:
             if remaining > 0:
                 _compute(shared, _first(shared, member + 1) - remaining)
                 n_taken += 1
-    atomic_add(shared, UNFINISHED, -n_taken)
+    if n_taken > 0:
+        atomic_add(shared, UNFINISHED, -n_taken)
     return n_taken
 
 
