@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from quantizing import weights_of_wide, write_tiny, write_wide
-from tiny_llamas import Weights
+from quantizing import TINY_LLAMA, WIDE, write_wide
+from tiny_llamas import Weights, random_weights
+
+import llamatools
+from llamatools import MetaOptions, Overrides
+from llamatools.dtypes import BF16
 
 TEXT = ["the quick brown fox jumps over the lazy dog"] * 5 + ["pack my box with five dozen liquor jugs"] * 5
 
@@ -39,8 +43,12 @@ def tiktoken_model() -> bytes:
 
 @pytest.fixture(scope="session")
 def wide_weights() -> Weights:
-    """Of two layers, in rows that K types divide. Not to be changed."""
-    return weights_of_wide()
+    """Of WIDE, each a bfloat16 number. Not to be changed."""
+    drawn = random_weights(WIDE)
+    return {
+        name: BF16.decode(BF16.encode(array.reshape(-1, array.shape[-1]), None)).reshape(array.shape)
+        for name, array in drawn.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -51,4 +59,6 @@ def wide_gguf(wide_weights: Weights, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model."""
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    llamatools.convert(TINY_LLAMA, path, options=MetaOptions(overrides=Overrides(context=1024)), name="Tiny LLaMA")
+    return path

@@ -10,12 +10,9 @@ from typing import Any
 
 import gguf
 import numpy as np
-from tiny_llamas import Weights, random_weights, write_gguf
+from tiny_llamas import Weights, write_gguf
 
-import llamatools
-from llamatools import MetaOptions, Overrides
 from llamatools.checkpoint import Hyperparameters
-from llamatools.dtypes import BF16
 
 TINY_LLAMA = Path(__file__).parents[1] / "fixtures" / "tiny-llama"
 WIDE = Hyperparameters(  # rows of 256, which every block type divides, but for ffn_down
@@ -25,22 +22,8 @@ WIDE = Hyperparameters(  # rows of 256, which every block type divides, but for 
 BF = gguf.GGMLQuantizationType.BF16
 
 
-def weights_of_wide() -> Weights:
-    """Random, each a bfloat16 number."""
-    drawn = random_weights(WIDE)
-    return {
-        name: BF16.decode(BF16.encode(array.reshape(-1, array.shape[-1]), None)).reshape(array.shape)
-        for name, array in drawn.items()
-    }
-
-
 def write_wide(path: Path, weights: Weights, **extra: Any) -> Path:
     return write_gguf(path, weights, WIDE, matrices=BF, **extra)
-
-
-def write_tiny(path: Path) -> Path:
-    llamatools.convert(TINY_LLAMA, path, options=MetaOptions(overrides=Overrides(context=1024)), name="Tiny LLaMA")
-    return path
 
 
 def tensors_of(path: Path) -> dict[str, gguf.ReaderTensor]:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from meta_checkpoints import LLAMA_2, LLAMA_3, StateDict, params_of, rope_freqs, tied, write_meta
+from quantizing import tensors_of
 from tiny_llamas import STORIES, TINY, needs_stories, random_weights
 
 import llamatools
@@ -36,10 +37,6 @@ def state_of(seed: int = 0) -> StateDict:
 
 def make(folder: Path, tokenizer: bytes, state: StateDict | None = None, **how: Any) -> Path:
     return write_meta(folder, state or state_of(), params_of(TINY) | how.pop("params", {}), tokenizer, **how)
-
-
-def tensors_of(path: Path) -> dict[str, gguf.ReaderTensor]:
-    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
 def expected_names(state: StateDict) -> dict[str, torch.Tensor]:

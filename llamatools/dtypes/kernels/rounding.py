@@ -11,13 +11,13 @@ from ..base import Floats
 from ..simd import (
     LANE,
     F32x16,
-    bits_of,
     inlined,
     kernel,
     lanes_of,
     load,
     reduce_add,
     reduce_max,
+    reduce_min,
     scratch,
     select,
     splat,
@@ -79,14 +79,5 @@ def compare(decode: Any, nbytes: int, block_size: int, values: Floats, blocks: B
         most = reduce_max(off_each)
         if most > worst:
             worst = most
-            where = block_size * (group + _first(off_each == most))
+            where = block_size * (group + reduce_min(select(off_each == most, LANE, 16)))
     sums[0], sums[1], sums[2], sums[3] = total, errors, worst, where
-
-
-@inlined
-def _first(mask: Any) -> Any:
-    """The first lane that is true, of which there is one."""
-    lane = 0
-    while not bits_of(mask) >> np.uint32(lane) & np.uint32(1):
-        lane += 1
-    return lane

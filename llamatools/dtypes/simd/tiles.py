@@ -25,7 +25,7 @@ def load_transposed(typing: Any, array: Any, starts: Any, into: Any, first: Any)
 
     So that each lane works on a run of weights of its own, in their order. starts: I64x16; tile: scratch of F32x16.
     """
-    if starts is not I64x16 or not isinstance(into, Scratch) or into.vector is not F32x16:
+    if starts is not I64x16 or not _is_tile(into):
         return None
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -46,7 +46,7 @@ def store_transposed(typing: Any, array: Any, starts: Any, tile: Any, first: Any
 
     array[starts[lane] + k] = tile[k][lane], for the 16 k from first on.
     """
-    if starts is not I64x16 or not isinstance(tile, Scratch) or tile.vector is not F32x16:
+    if starts is not I64x16 or not _is_tile(tile):
         return None
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -62,12 +62,16 @@ def store_transposed(typing: Any, array: Any, starts: Any, tile: Any, first: Any
     return types.void(array, starts, tile, types.intp), lower
 
 
+def _is_tile(kind: Any) -> bool:
+    return isinstance(kind, Scratch) and kind.vector is F32x16
+
+
 def _of_each(tile: Any, combine: Combine) -> Any:
     """Reduces the sixteen vectors of a tile side by side, which takes a third of the steps of one after the other.
 
     Whenever two vectors are combined, each has half as many lanes left that matter, and the two share a vector.
     """
-    if not isinstance(tile, Scratch) or tile.vector is not F32x16:
+    if not _is_tile(tile):
         return None
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:

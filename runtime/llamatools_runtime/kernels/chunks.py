@@ -72,8 +72,8 @@ def work_until_idle(state: int, member: int) -> None:
 def _take_chunks(shared: Any, me: int) -> Any:
     """Computes chunks until there are no more to take, its own first. How many it computed."""
     n_taken, n_members = 0, shared[N_MEMBERS]
-    for k in range(me, me + n_members):
-        member = k if k < n_members else k - n_members
+    for k in range(n_members):
+        member = (me + k) % n_members
         while atomic_load(shared, SHARES + 8 * member) > 0:
             remaining = atomic_add(shared, SHARES + 8 * member, -1)
             if remaining > 0:
